@@ -1,0 +1,37 @@
+"""What stands in the cache: one version byte and the cell's 16 bytes, or the version byte alone for "not mapped".
+
+The version stands in the value and not in the key, so that while a fleet is being upgraded an old process
+still fences and removes what a new one stored. A version that is not ours is a miss.
+
+Bytes that begin with zero are marks of the protocol (fences; on some backends leases), never values.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+VERSION = b"\x01"
+NOT_MAPPED = VERSION
+MARK = b"\x00"
+FENCE = MARK + b"F"
+LEASE = MARK + b"L"
+
+_MAPPED_SIZE = len(VERSION) + 16
+
+
+class Undecodable(ValueError):
+    """The bytes are not an entry of this version: corrupt, foreign, or written by another release."""
+
+
+def encode(cell_uuid: str | None) -> bytes:
+    """Return the value that says "in this cell", or, for None, "not mapped"."""
+    return NOT_MAPPED if cell_uuid is None else VERSION + UUID(cell_uuid).bytes
+
+
+def decode(value: bytes) -> str | None:
+    """Return the cell's UUID, or None for "not mapped"; raise Undecodable for anything else."""
+    if value == NOT_MAPPED:
+        return None
+    if len(value) != _MAPPED_SIZE or not value.startswith(VERSION):
+        raise Undecodable(value[:24])
+    return str(UUID(bytes=value[1:]))

@@ -1,0 +1,127 @@
+"""Every error that cellcache raises.
+
+CellCacheError
+├── InvalidUUID            (ValueError)    not the UUID of anything
+├── InstanceNotMapped      (LookupError)   no instance mapping has this UUID
+├── CellNotFound           (LookupError)   no cell mapping has this UUID
+├── CellDisabled                           a disabled cell takes no new instances
+├── CellInUse                              a cell that still has instance mappings cannot go
+├── CellExists             (ValueError)    a cell mapping with this UUID is there already
+├── MappingExists          (ValueError)    an instance mapping with this UUID is there already
+├── ConfigError            (ValueError)    the configuration cannot be used
+├── SchemaError                            the tables are missing or of another revision
+├── DatabaseUnavailable                    the database did not answer; nothing was written
+│   └── CommitUnknown                      the connection broke during the commit: written, or not
+├── CacheUnavailable                       a write was refused because its cache node is unreachable
+└── BackendUnsupported                     the cache server cannot keep the promise (too old, say)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cellcache.model import InstanceMapping
+
+
+class CellCacheError(Exception):
+    """The base of everything that cellcache raises on purpose."""
+
+
+class InvalidUUID(CellCacheError, ValueError):
+    """The text is not a UUID: 32 hexadecimal digits in any case, with hyphens at 8-4-4-4-12 or with none."""
+
+    def __init__(self, value: object) -> None:
+        shown = repr(value)
+        if len(shown) > 60:
+            shown = shown[:57] + "..."
+        super().__init__(f"not a UUID: {shown}; give 32 hexadecimal digits, with hyphens at 8-4-4-4-12 or with none")
+
+
+class InstanceNotMapped(CellCacheError, LookupError):
+    """No instance mapping has this UUID: the instance never was, or it was purged and its mapping pruned."""
+
+    def __init__(self, instance_uuid: str) -> None:
+        self.instance_uuid = instance_uuid
+        super().__init__(f"instance {instance_uuid} is not mapped to any cell")
+
+
+class CellNotFound(CellCacheError, LookupError):
+    """No cell mapping has this UUID; `cellcache cell list` shows those that are."""
+
+    def __init__(self, cell_uuid: str) -> None:
+        self.cell_uuid = cell_uuid
+        super().__init__(f"there is no cell {cell_uuid}; `cellcache cell list` shows the cells there are")
+
+
+class CellDisabled(CellCacheError):
+    """The cell takes no new instances; those it has still resolve. Enable it, or choose another."""
+
+    def __init__(self, cell_uuid: str) -> None:
+        self.cell_uuid = cell_uuid
+        super().__init__(
+            f"cell {cell_uuid} is disabled and takes no instances; choose another, or enable it with "
+            f"`cellcache cell update {cell_uuid} --enable`"
+        )
+
+
+class CellInUse(CellCacheError):
+    """Instances are mapped to the cell still; move them or prune them first."""
+
+    def __init__(self, cell_uuid: str) -> None:
+        self.cell_uuid = cell_uuid
+        super().__init__(f"cell {cell_uuid} still has instance mappings; move or prune them before you delete it")
+
+
+class CellExists(CellCacheError, ValueError):
+    """A cell mapping has this UUID already; leave the UUID out to have a new one made."""
+
+    def __init__(self, cell_uuid: str) -> None:
+        self.cell_uuid = cell_uuid
+        super().__init__(f"there is a cell {cell_uuid} already; update it, or leave the UUID out to have one made")
+
+
+class MappingExists(CellCacheError, ValueError):
+    """The instance is mapped already.
+
+    `existing` is the mapping that stands; `identical` tells a repeat of it (same cell and project: a retried
+    create, nothing to do) from one that contradicts it (move the instance instead).
+    """
+
+    def __init__(self, existing: InstanceMapping, *, identical: bool) -> None:
+        self.existing = existing
+        self.identical = identical
+        what = (
+            "already has exactly this mapping; nothing needs to be done"
+            if identical
+            else f"is already mapped to cell {existing.cell_uuid} in project {existing.project_id}; "
+            "nothing was written. Use move_instance to change its cell"
+        )
+        super().__init__(f"instance {existing.instance_uuid} {what}")
+
+
+class ConfigError(CellCacheError, ValueError):
+    """The configuration cannot be used; the text names the key, the value and what is allowed."""
+
+
+class SchemaError(CellCacheError):
+    """The database lacks cellcache's tables or has another revision of them; run `cellcache db upgrade`."""
+
+
+class DatabaseUnavailable(CellCacheError):
+    """The database did not answer in time, or refused. Unless this is CommitUnknown, nothing was written."""
+
+
+class CommitUnknown(DatabaseUnavailable):
+    """The connection broke while the transaction was being committed: it happened, or it did not.
+
+    The cache holds no answer for the instances concerned, so whoever asks next learns what the table says.
+    """
+
+
+class CacheUnavailable(CellCacheError):
+    """A cache node is unreachable and the deployment chose to refuse such writes; nothing was written."""
+
+
+class BackendUnsupported(CellCacheError):
+    """The cache server or its driver cannot keep the promise; the text says what is needed."""

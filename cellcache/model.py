@@ -1,0 +1,66 @@
+"""The two records that callers see, and the one form in which a UUID is kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from cellcache.errors import InvalidUUID
+
+_is_canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII).fullmatch
+_is_uuid = re.compile(
+    r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
+).fullmatch
+
+
+def canonical_uuid(value: str | UUID) -> str:
+    """Return a UUID as 36 lower-case characters with hyphens, or raise InvalidUUID.
+
+    Nothing that has not come through here reaches the cache or the database as a key.
+    """
+    if type(value) is str and _is_canonical(value):
+        return value
+    if isinstance(value, UUID):
+        return str(value)
+    if not isinstance(value, str) or not _is_uuid(value):
+        raise InvalidUUID(value)
+    return str(UUID(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellMapping:
+    """One cell: how to reach its database and its message queue.
+
+    Both URLs hold credentials, so neither is in `repr`. Times are UTC.
+    """
+
+    uuid: str
+    name: str | None
+    database_connection: str = field(repr=False)
+    transport_url: str = field(repr=False)
+    disabled: bool = False
+    created_at: datetime | None = field(default=None, repr=False)
+    updated_at: datetime | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceMapping:
+    """One row of `instance_mapping`: the instance, its cell, its project. Times are UTC; `id` orders listings."""
+
+    id: int
+    instance_uuid: str
+    cell_uuid: str
+    project_id: str
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class NewMapping(NamedTuple):
+    """What `map_instances` takes for each instance; a plain tuple of three will do."""
+
+    instance_uuid: str | UUID
+    cell_uuid: str | UUID
+    project_id: str

@@ -1,0 +1,106 @@
+"""What the directory asks of a cache backend beyond dogpile's own interface: lease, fence, settle.
+
+An entry is absent, a value, a *lease* (a reader is fetching it) or a *fence* (a writer is changing it).
+docs/coherence.md says why these four and no fewer. Keys are dogpile's: text, for us the canonical UUID
+of an instance. A value is never empty and never begins with a zero byte: such bytes are marks.
+
+No method raises for a cache that is broken: each says in its answer what the node did not do, within the
+time limit that the backend was configured with.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Absent(enum.Enum):
+    """Why a lookup answered with neither a value nor a lease. Nothing may be stored after any of these."""
+
+    LEASED = "another reader is fetching the value"
+    FENCED = "a writer is changing the value"
+    UNREACHABLE = "the cache node did not answer"
+
+
+class Lease(NamedTuple):
+    """The right to store one value under one key, once, over the connection that granted it."""
+
+    token: bytes
+    connection: object
+
+
+class Fence(NamedTuple):
+    """A writer's mark on an entry. `mark` is unique for ever; `token` and `connection` make settling one trip."""
+
+    mark: bytes
+    token: bytes
+    connection: object
+
+
+class Fill(NamedTuple):
+    key: str
+    lease: Lease
+    value: bytes
+    ttl_s: float
+
+
+class Settlement(NamedTuple):
+    """What becomes of a fence: `value` takes its place, or, where that is None, nothing does."""
+
+    key: str
+    fence: Fence
+    value: bytes | None
+    ttl_s: float = 0.0
+
+
+class NodeStatus(NamedTuple):
+    """One cache node as `cellcache doctor` shows it. `trouble` is None where all is well."""
+
+    name: str
+    version: str | None
+    round_trip_s: float | None
+    trouble: str | None
+
+
+@runtime_checkable
+class CoherentBackend(Protocol):
+    """A cache that can be kept from ever serving an outdated value."""
+
+    promise: str
+    """One line for the log and for `doctor`: how fresh an answer is."""
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed since the start: time-outs, broken connections, errors, garbled replies."""
+
+    def lookup(self, key: str) -> bytes | Lease | Absent:
+        """Return the value, or take the lease on an absent entry in the same round trip."""
+
+    def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
+        """Look up many keys, in one round trip per node and 1,000 keys, all nodes at once."""
+
+    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
+        """Replace each lease by its value if that very lease still stands; say which were stored."""
+
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+        """Overwrite whatever stands there by a fence of one's own; None where the node did not confirm."""
+
+    def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Replace one's own fences; say which nodes have confirmed that nothing older is left.
+
+        Where the fence is gone (evicted, expired, a restart), what stands in its place is removed, unless it is
+        another writer's fence.
+        """
+
+    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+        """Remove what stands there unless it is a fence; say which nodes have confirmed."""
+
+    def check(self) -> list[NodeStatus]:
+        """Reach every node, past any circuit breaker. Blocks for at most the time limit per node."""
+
+    def forget_connections(self) -> None:
+        """In a child process after `fork()`: drop the parent's connections without using them."""
+
+    def close(self) -> None:
+        """Close every connection of every thread."""
