@@ -1,0 +1,115 @@
+"""Real servers for every test file: one of each kind for the whole run, put right again after each test.
+
+A server that is not installed skips the tests that need it, visibly; with CI=true it fails them. A test that starts
+servers of its own says so by `@pytest.mark.needs("memcached")`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.server_process import Server
+from tests.servers import Kind, MariaDB, Memcached, PostgreSQL, Redis, missing
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+_SERVER_FIXTURES = {"memcached", "memcacheds", "redis_server", "mariadb", "postgresql"}
+_shared: list[Server] = []
+_database_names = (f"test_{number}" for number in itertools.count(1))
+
+
+def require(kind: Kind) -> None:
+    """Skip the test if this server is not installed, or fail it where the environment says it must be there."""
+    reason = missing(kind)
+    if reason is None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def memcached() -> Iterator[Memcached]:
+    """One memcached. Entries of other tests are in it."""
+    require("memcached")
+    with _shared_server(Memcached()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcacheds() -> Iterator[list[Memcached]]:
+    """Three memcached servers, other than `memcached`."""
+    require("memcached")
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_shared_server(Memcached())) for _ in range(3)]
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """One Redis. Entries of other tests are in it."""
+    require("redis")
+    with _shared_server(Redis()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    require("mariadb")
+    with _shared_server(MariaDB()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    require("postgresql")
+    with _shared_server(PostgreSQL()) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of this test's own, on each kind of server in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'cellcache.db'}"
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, MariaDB | PostgreSQL)
+    return server.create_database(next(_database_names))
+
+
+@contextlib.contextmanager
+def _shared_server(server: AnyServer) -> Iterator[AnyServer]:
+    with server:
+        _shared.append(server)
+        yield server
+        _shared.remove(server)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, so that `-m "not servers"` leaves them out."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        call = getattr(item, "callspec", None)
+        chosen = set(call.params.values()) if call and "database_url" in call.params else set()
+        if item.get_closest_marker("needs") or (fixtures | chosen) & _SERVER_FIXTURES:
+            item.add_marker("servers")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for kind in marker.args:
+            require(kind)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Whatever a test did to a shared server, the next one finds it running."""
+    for server in _shared:
+        server.recover()
