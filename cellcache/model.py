@@ -16,7 +16,7 @@ _is_uuid = re.compile(
 ).fullmatch
 
 
-def canonical_uuid(value: str | UUID) -> str:
+def canonical_uuid(value: object) -> str:
     """Return a UUID as 36 lower-case characters with hyphens, or raise InvalidUUID.
 
     Nothing that has not come through here reaches the cache or the database as a key.

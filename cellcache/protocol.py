@@ -61,6 +61,7 @@ class NodeStatus(NamedTuple):
     version: str | None
     round_trip_s: float | None
     trouble: str | None
+    supported: bool = True  # False: the server answers, but cannot keep the promise
 
 
 @runtime_checkable

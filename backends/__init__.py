@@ -1,0 +1,1 @@
+"""The cache backends a deployment can name; dogpile.cache finds them through its entry points."""

@@ -1,0 +1,123 @@
+"""dogpile's backend interface over leases: any region over these backends is safe from stale fills.
+
+dogpile calls get, perhaps waits for its mutex, calls get again, calls the creator and calls set, all in one
+thread. So a get that misses remembers, for this thread and key, the lease that it won, or that it won none;
+the set that follows is the fill: it stores over that very lease, or not at all.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dogpile.cache.api import NO_VALUE, BytesBackend, SerializedReturnType
+
+from cellcache.codec import MARK
+from cellcache.protocol import Absent, Fill, Lease
+
+_MOST_REMEMBERED = 100_000  # misses of one thread that no set has followed
+
+
+class _Miss(NamedTuple):
+    lease: Lease | None
+    ends_at: float  # when the node will have forgotten the lease
+    repeated: bool  # dogpile's second get, the one under its mutex, has been
+
+
+class _Misses(threading.local):
+    def __init__(self) -> None:
+        self.of: dict[str, _Miss] = {}
+
+
+def checked_value(value: bytes) -> bytes:
+    """Return a value that cannot be taken for a mark of the protocol, or raise ValueError."""
+    if not value or value.startswith(MARK):
+        raise ValueError("a cached value must not be empty nor begin with a zero byte: those are leases and fences")
+    return value
+
+
+class LeasingBackend(BytesBackend, abc.ABC):
+    """The part that memory, memcached and Redis share. Values are bytes; objects are kept as JSON."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.ttl_s: float | None = arguments.get("ttl_s")
+        self.lease_ttl_s: float = arguments.get("lease_ttl_s", 5.0)
+        self.fence_ttl_s: float = arguments.get("fence_ttl_s", 60.0)
+        self._misses = _Misses()
+
+    @staticmethod
+    def serializer(value: Any) -> bytes:
+        return json.dumps(value).encode()
+
+    @staticmethod
+    def deserializer(value: bytes) -> Any:
+        return json.loads(value)
+
+    @abc.abstractmethod
+    def lookup(self, key: str) -> bytes | Lease | Absent: ...
+
+    @abc.abstractmethod
+    def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]: ...
+
+    @abc.abstractmethod
+    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]: ...
+
+    @abc.abstractmethod
+    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]: ...
+
+    @abc.abstractmethod
+    def store_multi(self, values: Mapping[str, bytes]) -> None:
+        """Store whatever stands there: what dogpile's `set` means where no miss came before it."""
+
+    def get_serialized(self, key: str) -> SerializedReturnType:
+        misses = self._misses.of
+        miss = misses.pop(key, None)
+        if miss is not None and miss.lease is not None and not miss.repeated and time.monotonic() < miss.ends_at:
+            misses[key] = miss._replace(repeated=True)  # nobody else can store while this thread holds the lease
+            return NO_VALUE
+        return self._remember(key, self.lookup(key))
+
+    def get_serialized_multi(self, keys: Iterable[str]) -> Sequence[SerializedReturnType]:
+        keys = list(keys)
+        return [self._remember(key, entry) for key, entry in zip(keys, self.lookup_multi(keys), strict=True)]
+
+    def _remember(self, key: str, entry: bytes | Lease | Absent) -> SerializedReturnType:
+        misses = self._misses.of
+        if isinstance(entry, bytes):
+            misses.pop(key, None)
+            return entry
+        while len(misses) >= _MOST_REMEMBERED:
+            del misses[next(iter(misses))]
+        lease = entry if isinstance(entry, Lease) else None
+        misses[key] = _Miss(lease, time.monotonic() + self.lease_ttl_s, repeated=False)
+        return NO_VALUE
+
+    def set_serialized(self, key: str, value: bytes) -> None:
+        self.set_serialized_multi({key: value})
+
+    def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
+        ttl_s = self.ttl_s or 0.0
+        fills, stores = [], {}
+        for key, value in mapping.items():
+            miss = self._misses.of.pop(key, None)
+            if miss is None:
+                stores[key] = checked_value(value)
+            elif miss.lease is not None:
+                fills.append(Fill(key, miss.lease, checked_value(value), ttl_s))
+        if fills:
+            self.fill_multi(fills)
+        if stores:
+            self.store_multi(stores)
+
+    def delete(self, key: str) -> None:
+        self.delete_multi([key])
+
+    def delete_multi(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        for key in keys:
+            self._misses.of.pop(key, None)
+        self.invalidate_multi(keys)

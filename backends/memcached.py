@@ -1,0 +1,336 @@
+"""The memcached backend: leases and fences in meta commands, one round trip each, over one or many servers.
+
+On the wire (protocol.txt of memcached 1.6.10 and newer; `b` says that the key is base64 of what is stored):
+
+    mg KEY b v O<n> c N<ttl>           the value, or, where nothing stands, an empty item: the lease
+        VA <size> O<n> c<cas>          a value (or, beginning with a zero byte, a fence)
+        VA 0 O<n> c<cas> W             absent until now: the lease is yours, this is its token
+        VA 0 O<n> c<cas> Z             another reader holds the lease
+    ms KEY <size> b O<n> C<cas> T<ttl> store over exactly that item: HD done, EX another stands there, NF none
+    ms KEY <size> b O<n> c T<ttl>      store over anything and tell the new item's token: a fence
+    md KEY b O<n> C<cas>               remove exactly that item
+
+A token is good only on the connection that granted it: memcached counts its tokens from 1 again after a restart,
+so one of before may match an item of after. A restart breaks the connection, and the token goes with it.
+`O<n>` comes back with the reply and ties it to its request.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from binascii import b2a_base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cellcache.codec import FENCE, MARK
+from cellcache.errors import BackendUnsupported
+from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
+
+from .keys import Placement, raw_key
+from .leasing import LeasingBackend
+from .node import Node
+from .wire import Connection, Garbled, Reply
+
+_AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
+_LOOKS = 8  # how often a removal that loses every race against other clients is tried again
+
+
+_Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
+_Wanted = tuple[Node, Connection, list[int]]  # the positions whose keys live on the node
+
+
+class MemcachedBackend(LeasingBackend):
+    """Arguments: `servers` ("host:port", "[v6]:port", "unix:/path"), `timeout_s`, `ttl_s`, `lease_ttl_s`,
+    `fence_ttl_s`, `retry_s`, `key_prefix`, `tls_context`, `username`, `password`.
+
+    A server that does not answer costs one caller at most `timeout_s` (seconds), then nobody anything for `retry_s`.
+    """
+
+    promise = "no stale answers: leases and fences on every memcached server"
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        servers: Sequence[str] = arguments.get("servers") or ["127.0.0.1:11211"]
+        self._timeout_s: float = arguments.get("timeout_s", 0.05)
+        self._prefix: bytes = arguments.get("key_prefix", "").encode()
+        username, password = arguments.get("username"), arguments.get("password")
+        credentials = None if username is None else f"{username} {password or ''}"
+
+        def node(server: str) -> Node:
+            address = _address(server)
+
+            def dial() -> Connection:
+                return Connection(
+                    address, self._timeout_s, tls_context=arguments.get("tls_context"), credentials=credentials
+                )
+
+            return Node(server, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
+
+        self._nodes = [node(server) for server in servers]
+        self._placement = Placement(servers) if len(servers) > 1 else None
+        self._get_tail = b" c N%d\r\n" % max(1, round(self.lease_ttl_s))
+
+    @property
+    def errors(self) -> int:
+        return sum(node.errors for node in self._nodes)
+
+    def lookup(self, key: str) -> bytes | Lease | Absent:
+        wire, node = self._wire(key)
+        connection = node.connection()
+        if connection is None:
+            return Absent.UNREACHABLE
+        try:
+            return self._get(node, connection, wire)
+        except ConnectionError:
+            connection = node.broke_while_idle(connection)
+            if connection is None:
+                return Absent.UNREACHABLE
+        except OSError as error:
+            node.failed(connection, error)
+            return Absent.UNREACHABLE
+        try:
+            return self._get(node, connection, wire)
+        except OSError as error:
+            node.failed(connection, error)
+            return Absent.UNREACHABLE
+
+    def _get(self, node: Node, connection: Connection, wire: bytes) -> bytes | Lease | Absent:
+        tag = b"O%d" % connection.opaque()
+        connection.send(b"mg " + wire + b" b v " + tag + self._get_tail)
+        received = connection.recv(4096)
+        if not received:
+            raise ConnectionResetError("closed by the server")
+        (reply,) = connection.replies(1, received)
+        node.errors += _checked(reply, tag)
+        return _entry(reply, connection)
+
+    def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
+        wires, wanted = self._locate(keys)
+        entries: list[bytes | Lease | Absent] = [Absent.UNREACHABLE] * len(keys)
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            tail = b" b v " + tag + self._get_tail
+            return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
+
+        for position, reply, connection in self._converse(wanted, compose):
+            entries[position] = _entry(reply, connection)
+        return entries
+
+    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
+        wires, wanted = self._locate([fill.key for fill in fills], [fill.lease.connection for fill in fills])
+        stored = [False] * len(fills)
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            return b"".join(
+                [_store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
+            )
+
+        for position, reply, _ in self._converse(wanted, compose):
+            stored[position] = reply.words[0] == b"HD"
+        return stored
+
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+        wires, wanted = self._locate(keys)
+        mark = FENCE + secrets.token_bytes(8)
+        fences: list[Fence | None] = [None] * len(keys)
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
+
+        for position, reply, connection in self._converse(wanted, compose):
+            if reply.words[0] == b"HD":
+                fences[position] = Fence(mark, _token(reply), connection)
+        return fences
+
+    def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
+        wires, wanted = self._locate([one.key for one in settlements], [one.fence.connection for one in settlements])
+        settled = [False] * len(settlements)
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            requests = []
+            for position in positions:
+                _, fence, value, ttl_s = settlements[position]
+                if value is None:
+                    requests.append(_remove(wires[position], tag, fence.token))
+                else:
+                    requests.append(_store(wires[position], value, tag, b" C" + fence.token, ttl_s))
+            return b"".join(requests)
+
+        for position, reply, _ in self._converse(wanted, compose):
+            settled[position] = reply.words[0] in {b"HD", b"NF"}
+        # The rest: fences that were lost or replaced, and those whose connection broke, token and all.
+        for position, done in enumerate(settled):
+            if not done:
+                key, fence, _, _ = settlements[position]
+                settled[position] = self._remove_unless_fenced(key, fence.mark)
+        return settled
+
+    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+        return [self._remove_unless_fenced(key) for key in keys]
+
+    def store_multi(self, values: Mapping[str, bytes]) -> None:
+        keys, bodies = list(values), list(values.values())
+        wires, wanted = self._locate(keys)
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            return b"".join([_store(wires[p], bodies[p], tag, b"", self.ttl_s or 0) for p in positions])
+
+        for _ in self._converse(wanted, compose):
+            pass
+
+    def check(self) -> list[NodeStatus]:
+        return [_status(node) for node in self._nodes]
+
+    def forget_connections(self) -> None:
+        for node in self._nodes:
+            node.forget_connections()
+
+    def close(self) -> None:
+        for node in self._nodes:
+            node.close()
+
+    def _wire(self, key: str) -> tuple[bytes, Node]:
+        raw = raw_key(key)
+        node = self._nodes[0] if self._placement is None else self._nodes[self._placement.node_of(raw)]
+        return b2a_base64(self._prefix + raw, newline=False), node
+
+    def _locate(
+        self, keys: Sequence[str], holders: Sequence[object] | None = None
+    ) -> tuple[list[bytes], list[_Wanted]]:
+        """Return each key as it is sent, and for each node that can be reached the positions of its keys.
+
+        With `holders`, the connections that granted a token for each key, only those positions count whose holder
+        is this thread's connection still: on any other the token means nothing.
+        """
+        wires: list[bytes] = []
+        wanted: dict[Node, _Wanted | None] = {}
+        for position, key in enumerate(keys):
+            wire, node = self._wire(key)
+            wires.append(wire)
+            if node not in wanted:
+                connection = node.idle_connection()
+                wanted[node] = None if connection is None else (node, connection, [])
+            located = wanted[node]
+            if located is not None and (holders is None or holders[position] is located[1]):
+                located[2].append(position)
+        return wires, [located for located in wanted.values() if located is not None]
+
+    def _converse(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply, Connection]]:
+        """Ask for every position; yield those that were answered. All nodes are in flight at once.
+
+        Each 1,000 requests of a node are one round trip, and the nodes' round trips are one after the other's start.
+        """
+        for start in range(0, max((len(positions) for _, _, positions in wanted), default=0), _AT_ONCE):
+            sent = []
+            for node, connection, positions in wanted:
+                batch = positions[start : start + _AT_ONCE]
+                if batch and not connection.closed:
+                    tag = b"O%d" % connection.opaque()
+                    try:
+                        connection.send(compose(batch, tag))
+                        sent.append((node, connection, batch, tag))
+                    except OSError as error:
+                        node.failed(connection, error)
+            deadline = time.monotonic() + self._timeout_s
+            for node, connection, batch, tag in sent:
+                try:
+                    replies = connection.replies(len(batch), deadline=deadline)
+                    for reply in replies:
+                        node.errors += _checked(reply, tag)
+                except OSError as error:
+                    node.failed(connection, error)
+                    continue
+                for position, reply in zip(batch, replies, strict=True):
+                    yield position, reply, connection
+
+    def _remove_unless_fenced(self, key: str, own_mark: bytes = b"") -> bool:
+        """Remove what stands there unless it is another writer's fence; return whether that is certain.
+
+        Look, then remove exactly what was seen; if it has changed in between, look again.
+        """
+        wire, node = self._wire(key)
+        for _ in range(_LOOKS):
+            connection = node.idle_connection()
+            if connection is None:
+                return False
+            try:
+                tag = b"O%d" % connection.opaque()
+                (seen,) = connection.ask(b"mg " + wire + b" b v " + tag + b" c\r\n")
+                node.errors += _checked(seen, tag)
+                if seen.words[0] == b"EN":
+                    return True
+                if seen.words[0] != b"VA":
+                    return False
+                if seen.body.startswith(FENCE) and seen.body != own_mark:
+                    return True
+                (removed,) = connection.ask(_remove(wire, tag, _token(seen)))
+                node.errors += _checked(removed, tag)
+                if removed.words[0] in {b"HD", b"NF"}:
+                    return True
+            except OSError as error:
+                node.failed(connection, error)
+                return False
+        return False
+
+
+def _store(wire: bytes, value: bytes, tag: bytes, over: bytes, ttl_s: float) -> bytes:
+    """`over`: b" C<token>" for exactly that item, b" c" to learn the new token, b"" for neither."""
+    ttl = max(1, round(ttl_s)) if ttl_s else 0
+    return b"ms %b %d b %b%b T%d\r\n%b\r\n" % (wire, len(value), tag, over, ttl, value)
+
+
+def _remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
+    return b"md %b b %b C%b\r\n" % (wire, tag, token)
+
+
+def _checked(reply: Reply, tag: bytes) -> int:
+    """Return 1 for a server's refusal (out of memory), 0 for an answer; raise Garbled for anything else."""
+    if tag in reply.words or reply.words[0] == b"EN":
+        return 0
+    if reply.words[0] == b"SERVER_ERROR":
+        return 1
+    raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
+
+
+def _token(reply: Reply) -> bytes:
+    for word in reply.words:
+        if word.startswith(b"c"):
+            return word[1:]
+    raise Garbled("a reply without a token")
+
+
+def _entry(reply: Reply, connection: Connection) -> bytes | Lease | Absent:
+    words, body = reply
+    if words[0] != b"VA":
+        return Absent.UNREACHABLE
+    if words[-1] == b"W":
+        return Lease(_token(reply), connection)
+    if not body:
+        return Absent.LEASED
+    if body.startswith(MARK):
+        return Absent.FENCED
+    return body
+
+
+def _address(server: str) -> str | tuple[str, int]:
+    if server.startswith("unix:"):
+        return server.removeprefix("unix:")
+    host, _, port = server.rpartition(":")
+    if not host:
+        return server, 11211
+    return host.strip("[]"), int(port)
+
+
+def _status(node: Node) -> NodeStatus:
+    try:
+        connection = node.check()
+        began = time.monotonic()
+        connection.ask(b"mn\r\n")
+        took_s = time.monotonic() - began
+        connection.close()
+    except BackendUnsupported as error:
+        return NodeStatus(node.name, None, None, str(error), supported=False)
+    except OSError as error:
+        return NodeStatus(node.name, None, None, f"does not answer ({error}); is it running, and is the address right?")
+    return NodeStatus(node.name, connection.version, took_s, None)

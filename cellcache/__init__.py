@@ -1,0 +1,1 @@
+"""Which cell does this instance live in? `cellcache.resolve_cell(uuid)` knows."""
