@@ -212,7 +212,7 @@ class Server:
         _open_servers.remove(self)
         if os.getpid() == self._owner:
             self.kill()
-            shutil.rmtree(self.directory, ignore_errors=True)
+            _remove_data(self.directory)
         self._reservation.close()
         os.close(self._lock)
 
@@ -322,9 +322,18 @@ def _remove_abandoned() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for process in _processes_in(directory):
                     process.kill()
-                shutil.rmtree(directory)
+                _remove_data(directory)
             finally:
                 os.close(lock)
+
+
+def _remove_data(directory: Path) -> None:
+    for pid_file in directory.glob("data/postmaster.pid"):
+        # A killed PostgreSQL leaves a few bytes of System V shared memory, which its next start would have taken.
+        lines = pid_file.read_text().splitlines()
+        if len(lines) > 6 and len(lines[6].split()) == 2:
+            subprocess.run(["ipcrm", "-m", lines[6].split()[1]], capture_output=True, check=False)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _processes_in(directory: Path) -> Iterator[psutil.Process]:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -173,15 +174,6 @@ class PostgreSQL(DatabaseServer):
         with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def close(self) -> None:
-        # A killed PostgreSQL leaves a few bytes of System V shared memory, which its next start would have taken.
-        pid_file = self.data / "postmaster.pid"
-        self.kill()
-        lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-        super().close()
-        if len(lines) > 6 and len(lines[6].split()) == 2:
-            subprocess.run(["ipcrm", "-m", lines[6].split()[1]], capture_output=True, check=False)
-
     def _prepare(self) -> None:
         password_file = self.add_file("password", self._password.encode())
         self._run([
@@ -213,21 +205,25 @@ class PostgreSQL(DatabaseServer):
         return subprocess.run(ask, check=False).returncode == 0
 
 
-# What each kind needs: Debian's package, the programs, a driver.
+# What each kind needs: Debian's packages, the programs, a driver.
 _NEEDS: dict[Kind, tuple[str, tuple[str, ...], str]] = {
     "memcached": ("memcached", ("memcached",), "pymemcache"),
     "redis": ("redis-server", ("redis-server",), "redis"),
-    "mariadb": ("mariadb-server", ("mariadb-install-db", "mariadbd"), "pymysql"),
+    "mariadb": (
+        "mariadb-server-core mariadb-client-core",
+        ("mariadb-install-db", "my_print_defaults", "mariadbd"),
+        "pymysql",
+    ),
     "postgresql": ("postgresql", ("initdb", "postgres", "pg_isready"), "psycopg"),
 }
 
 
 def missing(kind: Kind) -> str | None:
     """Say in one line what to install before this server can run; None if it can."""
-    package, programs, driver = _NEEDS[kind]
+    packages, programs, driver = _NEEDS[kind]
     absent = [program for program in programs if _find(program) is None]
     if absent:
-        return f"{kind}: {' and '.join(absent)} not found; install it with `apt-get install {package}`"
+        return f"{kind}: {' and '.join(absent)} not found; install it with `apt-get install {packages}`"
     if importlib.util.find_spec(driver) is None:
         return f"{kind}: the driver {driver} is missing; install it with `pip install 'cellcache[redis,postgresql]'`"
     if _find("setpriv") is None:
@@ -250,10 +246,12 @@ def _find(name: str) -> str | None:
 
 
 def main() -> None:
-    """Print one line for each server that cannot run here."""
-    for kind in _NEEDS:
-        reason = missing(kind)
-        if reason is not None:
+    """Print a line for each server that cannot run here; with `--packages`, what to give to apt-get."""
+    for kind, (packages, programs, _driver) in _NEEDS.items():
+        if "--packages" in sys.argv:
+            if not all(map(_find, programs)):
+                print(packages)
+        elif (reason := missing(kind)) is not None:
             print(reason)
 
 
