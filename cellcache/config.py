@@ -1,0 +1,280 @@
+"""What a deployment may configure, with its defaults and the reasons for its limits; docs/configuration.md explains.
+
+The kinds of value are in `config_values`, where they come from in `config_sources`.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+
+from cellcache.config_problems import Contradiction, Origin, Problem, explain
+from cellcache.config_sources import (
+    FILE_VARIABLE,
+    PREFIX,
+    no_origin,
+    origin_of,
+    overlay,
+    read_environment,
+    read_file,
+    read_secrets,
+)
+from cellcache.config_values import (
+    MEMCACHED,
+    MEMORY,
+    REDIS,
+    Arguments,
+    Backend,
+    Count,
+    DatabaseUrl,
+    KeyPrefix,
+    RedisUrl,
+    Seconds,
+    Servers,
+)
+from cellcache.errors import ConfigError
+from cellcache.masking import MASK, mask_url
+from cellcache.tls import verifying_context
+
+_DAY_S = 86400.0
+_MEMCACHED_LONGEST_S = 30 * _DAY_S
+
+
+class _Section(BaseModel):
+    """Keys that belong together. `<key>_file` names a file that holds the key's value, for the secret ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    section: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, data: Any) -> Any:
+        return read_secrets(cls.section, list(cls.model_fields), data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        problems = [Problem(self.section, key, getattr(self, key), text) for key, text in self._contradictions()]
+        if problems:
+            raise Contradiction(problems)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield each key that does not go with another one, and why."""
+        yield from ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the keys and values as one may print them: secrets masked."""
+        return {key: _printable(key, getattr(self, key)) for key in type(self).model_fields}
+
+
+class DatabaseSettings(_Section):
+    """The database that holds `instance_mapping` and `cell_mapping`."""
+
+    section = "database"
+
+    url: DatabaseUrl = SecretStr("sqlite:///cellcache.db")
+    url_file: Path | None = None
+    pool_size: Count = 10
+    timeout_s: Seconds = 5.0
+    connect_timeout_s: Seconds = 2.0
+
+    @property
+    def sqlalchemy_url(self) -> URL:
+        """The URL as `create_engine` takes it, password and all."""
+        return make_url(self.url.get_secret_value())
+
+
+class CacheSettings(_Section):
+    """The cache in front of it."""
+
+    section = "cache"
+
+    backend: Backend = MEMORY
+    servers: Servers = ()
+    url: RedisUrl | None = None
+    url_file: Path | None = None
+    username: Annotated[str, Field(min_length=1)] | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    ttl_s: Seconds = Field(default_factory=lambda data: 60.0 if data.get("backend") == MEMORY else _DAY_S)
+    negative_ttl_s: Seconds = 5.0
+    timeout_s: Seconds = 0.05
+    retry_s: Seconds = 1.0
+    lease_ttl_s: Seconds = 5.0
+    fence_ttl_s: Seconds = 60.0
+    key_prefix: KeyPrefix = ""
+    on_unreachable: Literal["commit", "refuse"] = "commit"
+    durable: Literal["always", "unreachable"] = "always"
+    max_entries: Count = 1_000_000
+    tls: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    arguments: Arguments = Secret({})
+
+    def backend_arguments(self) -> dict[str, Any]:
+        """Return what dogpile hands to the backend, secrets in the clear; raise ConfigError for unusable TLS files."""
+        arguments = dict(self.arguments.get_secret_value())
+        if self.backend not in {MEMORY, MEMCACHED, REDIS}:
+            return arguments
+        for key in ("ttl_s", "lease_ttl_s", "fence_ttl_s", "timeout_s", "retry_s", "key_prefix", "max_entries"):
+            arguments[key] = getattr(self, key)
+        if self.backend == MEMCACHED:
+            arguments |= {"servers": list(self.servers), "tls_context": self._tls_context()}
+            arguments |= {"username": self.username, "password": _clear(self.password) or None}
+        if self.backend == REDIS:
+            arguments["url"] = self._full_redis_url()
+        return arguments
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.backend == MEMCACHED:
+            yield from self._memcached_contradictions()
+        if self.backend == REDIS:
+            yield from self._redis_contradictions()
+        if self.username and not self.password:
+            yield "username", "needs password or password_file"
+        if self.timeout_s >= self.lease_ttl_s:
+            yield "timeout_s", f"must be less than lease_ttl_s ({self.lease_ttl_s:g}); it is in seconds: 0.05 is 50 ms"
+        if self.lease_ttl_s >= self.fence_ttl_s:
+            yield (
+                "lease_ttl_s",
+                f"must be less than fence_ttl_s ({self.fence_ttl_s:g}): a lease is short, that a reader who died keeps "
+                "nobody from storing for long; a fence is long, that it outlasts the commit",
+            )
+        if self.tls_key and not self.tls_cert:
+            yield "tls_key", "needs tls_cert, the certificate that it belongs to"
+
+    def _memcached_contradictions(self) -> Iterator[tuple[str, str]]:
+        if not self.servers:
+            yield "servers", 'cellcache.memcached needs at least one, such as ["127.0.0.1:11211"]'
+        if len(set(self.servers)) < len(self.servers):
+            yield "servers", "must name each server once"
+        for key in ("ttl_s", "negative_ttl_s", "fence_ttl_s"):
+            if getattr(self, key) > _MEMCACHED_LONGEST_S:
+                yield key, "must be at most 2592000, 30 days: memcached takes what is longer for a date in 1970"
+        if self.password and not self.username:
+            yield "username", "must be given with the password: memcached knows no password without a name"
+        for key in ("tls_ca", "tls_cert"):
+            if getattr(self, key) and not self.tls:
+                yield key, "TLS is off: set tls = true as well"
+
+    def _redis_contradictions(self) -> Iterator[tuple[str, str]]:
+        if not self.url:
+            yield "url", "cellcache.redis needs one, such as redis://127.0.0.1:6379/0"
+            return
+        parts = urlsplit(_clear(self.url))
+        if parts.username and not parts.password and not self.password:
+            yield "url", "names a user without a password; a password alone is written redis://:password@host"
+        for key in ("tls", "tls_ca", "tls_cert"):
+            if getattr(self, key) and parts.scheme != "rediss":
+                yield key, "TLS to Redis is asked for in the URL: begin url with rediss://"
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        return verifying_context(self.tls_ca, self.tls_cert, self.tls_key) if self.tls else None
+
+    def _full_redis_url(self) -> str:
+        """Return the URL with the keys that stand beside it written into it: redis-py takes all of them there."""
+        parts = urlsplit(_clear(self.url))
+        user, at, host = parts.netloc.rpartition("@")
+        if self.password:
+            name = quote(self.username, safe="") if self.username else parts.username or ""
+            user, at = f"{name}:{quote(_clear(self.password), safe='')}", "@"
+        query = dict(parse_qsl(parts.query))
+        if parts.scheme == "rediss":
+            verifying_context(self.tls_ca, self.tls_cert, self.tls_key)  # redis-py would not say which file is wrong
+            files = {"ssl_ca_certs": self.tls_ca, "ssl_certfile": self.tls_cert, "ssl_keyfile": self.tls_key}
+            query = {"ssl_check_hostname": "true"} | query | {name: str(file) for name, file in files.items() if file}
+        return parts._replace(netloc=f"{user}{at}{host}", query=urlencode(query)).geturl()
+
+
+class CellsSettings(_Section):
+    """The cells: how long their mappings are kept in memory, and the connections to their databases."""
+
+    section = "cells"
+
+    refresh_s: Seconds = 60.0
+    pool_size: Count = 5
+
+
+class Settings(BaseSettings):
+    """One deployment's configuration; it cannot be changed.
+
+    `Settings(database={"url": ...}, cache={...})` is what it says and defaults, nothing else; `Settings.load` reads a
+    file and the environment. Both raise ConfigError, a line for each key that is wrong.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        enable_decoding=False,
+    )
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+    cells: CellsSettings = Field(default_factory=CellsSettings)
+
+    def __init__(self, **sections: Mapping[str, Any] | BaseModel) -> None:
+        _fill(self, sections, no_origin)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
+        """Read the file named, else the one that CELLCACHE_CONFIG names, else none; the environment wins over it."""
+        chosen = path if path is not None else os.environ.get(FILE_VARIABLE)
+        place = Path(chosen) if chosen else None
+        file = read_file(place) if place else {}
+        environment = read_environment(cls, _keys())
+        settings = cls.__new__(cls)
+        _fill(settings, overlay(file, environment), origin_of(place, file, environment))
+        return settings
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return all keys and values as one may print them: secrets masked."""
+        return {section: getattr(self, section).describe() for section in type(self).model_fields}
+
+    @model_validator(mode="after")
+    def _fence_outlasts_commit(self) -> Self:
+        longest = self.cache.fence_ttl_s / 2
+        if self.database.timeout_s >= longest:
+            text = (
+                f"must be less than {longest:g}, half of cache.fence_ttl_s: a fence must outlast the longest commit, "
+                "or a reader could store what was true before it"
+            )
+            raise Contradiction([Problem("database", "timeout_s", self.database.timeout_s, text)])
+        return self
+
+
+def _fill(settings: Settings, sections: Mapping[str, Any], origin: Origin) -> None:
+    try:
+        BaseModel.__init__(settings, **sections)  # BaseSettings' own would read the environment
+        return
+    except ValidationError as error:
+        trouble = explain(error, _keys(), origin)
+    raise ConfigError(trouble)
+
+
+def _keys() -> dict[str, list[str]]:
+    sections: tuple[type[_Section], ...] = (DatabaseSettings, CacheSettings, CellsSettings)
+    return {section.section: list(section.model_fields) for section in sections}
+
+
+def _clear(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret else ""
+
+
+def _printable(key: str, value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return mask_url(value.get_secret_value()) if key == "url" else MASK
+    if isinstance(value, Secret):
+        return dict.fromkeys(value.get_secret_value(), MASK)
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
