@@ -2,12 +2,14 @@
 
 CellCacheError
 ├── InvalidUUID            (ValueError)    not the UUID of anything
+├── InvalidValue           (ValueError)    a project, name, limit or URL that cannot be stored
 ├── InstanceNotMapped      (LookupError)   no instance mapping has this UUID
 ├── CellNotFound           (LookupError)   no cell mapping has this UUID
 ├── CellDisabled                           a disabled cell takes no new instances
 ├── CellInUse                              a cell that still has instance mappings cannot go
 ├── CellExists             (ValueError)    a cell mapping with this UUID is there already
 ├── MappingExists          (ValueError)    an instance mapping with this UUID is there already
+├── PruneRefused                           a cell's database does not look like the one it should be
 ├── ConfigError            (ValueError)    the configuration cannot be used
 ├── SchemaError                            the tables are missing or of another revision
 ├── DatabaseUnavailable                    the database did not answer; nothing was written
@@ -36,6 +38,10 @@ class InvalidUUID(CellCacheError, ValueError):
         if len(shown) > 60:
             shown = shown[:57] + "..."
         super().__init__(f"not a UUID: {shown}; give 32 hexadecimal digits, with hyphens at 8-4-4-4-12 or with none")
+
+
+class InvalidValue(CellCacheError, ValueError):
+    """A value that the tables cannot hold; the text says which and what is allowed."""
 
 
 class InstanceNotMapped(CellCacheError, LookupError):
@@ -98,6 +104,10 @@ class MappingExists(CellCacheError, ValueError):
             "nothing was written. Use move_instance to change its cell"
         )
         super().__init__(f"instance {existing.instance_uuid} {what}")
+
+
+class PruneRefused(CellCacheError):
+    """The cell's `instances` table is empty though mappings name the cell: most likely the wrong database."""
 
 
 class ConfigError(CellCacheError, ValueError):

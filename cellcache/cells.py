@@ -1,0 +1,81 @@
+"""The cell mappings, in process memory: there are few, they change rarely, and they hold credentials.
+
+So they are never in the cache: an entry there names a cell by its UUID, and this is where that becomes a cell.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from sqlalchemy import Engine
+
+from cellcache.codec import encode
+from cellcache.config import CellsSettings, DatabaseSettings
+from cellcache.database import open_engine
+from cellcache.errors import CellNotFound
+from cellcache.model import CellMapping
+from cellcache.store import Store
+
+
+class Cells:
+    """Every cell, read from SQL when one is asked for that is not known, and again now and then."""
+
+    def __init__(self, store: Store, settings: CellsSettings, limits: DatabaseSettings) -> None:
+        self.by_value: dict[object, CellMapping] = {}
+        """From what stands in the cache to the cell: all that a hit needs. Kept the same object for ever."""
+        self._store = store
+        self._settings = settings
+        self._limits = limits
+        self._by_uuid: dict[str, CellMapping] = {}
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    def get(self, cell_uuid: str) -> CellMapping:
+        """Return the cell; where it is not known, after one SQL read. Raises CellNotFound."""
+        cell = self._by_uuid.get(cell_uuid)
+        if cell is None:
+            self.refresh()
+            cell = self._by_uuid.get(cell_uuid)
+        if cell is None:
+            raise CellNotFound(cell_uuid)
+        return cell
+
+    def refresh(self) -> None:
+        """Read all cells again; connections to a database that no cell names any more are closed."""
+        cells = {cell.uuid: cell for cell in self._store.cells()}
+        with self._lock:
+            self._by_uuid = cells
+            by_value: dict[object, CellMapping] = {encode(uuid): cell for uuid, cell in cells.items()}
+            self.by_value.update(by_value)
+            for value in self.by_value.keys() - by_value.keys():
+                del self.by_value[value]
+            urls = {cell.database_connection for cell in cells.values()}
+            gone = [self._engines.pop(url) for url in self._engines.keys() - urls]
+        for engine in gone:
+            engine.dispose()
+
+    def engine(self, cell: CellMapping) -> Engine:
+        """Return the engine for the cell's own database; nothing is connected yet."""
+        with self._lock:
+            engine = self._engines.get(cell.database_connection)
+            if engine is None:
+                engine = self._engines[cell.database_connection] = open_engine(
+                    cell.database_connection,
+                    pool_size=self._settings.pool_size,
+                    timeout_s=self._limits.timeout_s,
+                    connect_timeout_s=self._limits.connect_timeout_s,
+                    use="cell",
+                )
+            return engine
+
+    def forget_connections(self) -> None:
+        self._lock = threading.Lock()
+        for engine in self._engines.values():
+            engine.dispose(close=False)
+
+    def close(self) -> None:
+        with self._lock:
+            engines = list(self._engines.values())
+            self._engines.clear()
+        for engine in engines:
+            engine.dispose()

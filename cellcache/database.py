@@ -1,0 +1,165 @@
+"""Engines with time limits, and errors of our own in place of the drivers'.
+
+Reads run in autocommit: each statement sees what is committed when it begins, never a transaction's older snapshot.
+Writes run at READ COMMITTED, where a row lock waits for the writer before and then sees what it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
+from cellcache.masking import mask_url
+
+Use = Literal["read", "write", "cell"]
+
+_MYSQL_NO_TABLE_OR_COLUMN = (1146, 1054)
+_POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
+
+
+def demand_usable_url(url: str) -> str:
+    """Return a database URL that SQLAlchemy understands and has a driver for, or raise InvalidValue."""
+    try:
+        make_url(url).get_dialect()
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        # SQLAlchemy quotes the text that it could not parse, which may hold a password
+        raise InvalidValue(
+            "this database URL cannot be used: write it as mysql+pymysql://user:password@host/database, "
+            "postgresql+psycopg://user:password@host/database or sqlite:///file"
+        ) from error
+    return url
+
+
+def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s: float, use: Use) -> Engine:
+    """Return an engine whose every wait is bounded; nothing is connected yet.
+
+    "read" is autocommit, "write" takes the database's own locks early enough, "cell" is a cell's own database,
+    which we leave as its owner has set it up.
+
+    At most `pool_size` connections are open; whoever finds them all busy waits for up to `timeout_s`.
+    """
+    parsed = make_url(url)
+    backend = parsed.get_backend_name()
+    options: dict[str, Any] = {}
+    if use == "read":
+        options["isolation_level"] = "AUTOCOMMIT"
+    elif use == "write" and backend != "sqlite":  # SQLite's writers take turns anyway
+        options["isolation_level"] = "READ COMMITTED"
+    if use != "cell":
+        # We end every transaction that we begin, so the pool need not spend a round trip on a ROLLBACK of its own.
+        options["pool_reset_on_return"] = None
+    try:
+        engine = create_engine(
+            parsed,
+            connect_args=_limits(backend, timeout_s, connect_timeout_s),
+            hide_parameters=True,
+            max_overflow=0,
+            pool_size=pool_size,
+            pool_timeout=timeout_s,
+            pool_use_lifo=True,
+            **options,
+        )
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
+    if backend in {"mysql", "mariadb"}:
+        _limit_mysql_statements(engine, timeout_s)
+    elif backend == "sqlite" and use != "cell":
+        _prepare_sqlite(engine, use)
+    return engine
+
+
+def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[str, Any]:
+    if backend in {"mysql", "mariadb"}:
+        # The statement's own limit strikes first; the socket's is for a server that has stopped altogether.
+        return {
+            "connect_timeout": connect_timeout_s,
+            "read_timeout": timeout_s + 1,
+            "write_timeout": timeout_s + 1,
+        }
+    if backend == "postgresql":
+        milliseconds = int(timeout_s * 1000)
+        return {
+            "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds and no fewer than two
+            "tcp_user_timeout": milliseconds + 1000,
+            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+        }
+    return {"timeout": timeout_s}
+
+
+def _limit_mysql_statements(engine: Engine, timeout_s: float) -> None:
+    @event.listens_for(engine, "connect")
+    def limit(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT VERSION()")
+        row = cursor.fetchone()
+        if row is not None and "mariadb" in row[0].lower():
+            cursor.execute("SET SESSION max_statement_time = %s", (timeout_s,))
+        else:
+            cursor.execute("SET SESSION max_execution_time = %s", (int(timeout_s * 1000),))
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (max(1, round(timeout_s)),))
+        cursor.close()
+
+
+def _prepare_sqlite(engine: Engine, use: Use) -> None:
+    @event.listens_for(engine, "connect")
+    def prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")  # readers go on while a writer writes
+        cursor.close()
+
+    if use == "write":
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Any) -> None:
+            # Were the lock only taken at the first write, two readers that turn writers would each wait for the other.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn what SQLAlchemy and the drivers raise into SchemaError and DatabaseUnavailable."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        raise translated(error, url) from error
+
+
+def translated(error: Exception, url: str, *, tables: str = "") -> SchemaError | DatabaseUnavailable:
+    """Return our error for one of SQLAlchemy's; its text is one line and holds no password.
+
+    `tables` names the tables that the statement needed, if they are not those of `cellcache db upgrade`.
+    """
+    if isinstance(error, PoolTimeout):
+        return DatabaseUnavailable(
+            f"database {mask_url(url)}: all pooled connections stayed busy; raise database.pool_size, or look for "
+            "slow statements"
+        )
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    text = _first_line(cause)
+    if _lacks_table(cause):
+        remedy = f"is it a cell's database, with its table {tables}?" if tables else "run `cellcache db upgrade`"
+        return SchemaError(f"database {mask_url(url)} lacks a table or column ({text}); {remedy}")
+    return DatabaseUnavailable(f"database {mask_url(url)} did not do as asked: {text}")
+
+
+def _first_line(error: BaseException) -> str:
+    if len(error.args) == 2 and isinstance(error.args[0], int):  # PyMySQL: number and text
+        return f"{str(error.args[1]).strip().splitlines()[0]} ({error.args[0]})"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _lacks_table(cause: BaseException) -> bool:
+    return (
+        (bool(cause.args) and cause.args[0] in _MYSQL_NO_TABLE_OR_COLUMN)
+        or getattr(cause, "sqlstate", None) in _POSTGRESQL_NO_TABLE_OR_COLUMN
+        or str(cause).startswith(("no such table", "no such column"))
+    )

@@ -1,0 +1,408 @@
+"""The directory: in which cell an instance lives.
+
+Reader                                           Writer
+1. get; a value is the answer                    1. begin; change the row, which locks it
+2. absent: take the lease in the same trip       2. fence the entry; unreachable: record the invalidation
+3. read the row in a fresh snapshot              3. commit
+4. store over that very lease, or not at all     4. settle: the new value over one's own fence, or nothing
+
+Step 1 of the reader is `resolve_cell` below, the rest is in read_through.py; the writer is in write_through.py.
+docs/coherence.md says why it is done so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from dogpile.cache import CacheRegion
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from cellcache.cells import Cells
+from cellcache.config import Settings
+from cellcache.database import demand_usable_url, translated
+from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
+from cellcache.invalidations import Invalidations
+from cellcache.maintenance import Maintenance
+from cellcache.model import CellMapping, InstanceMapping, canonical_uuid
+from cellcache.protocol import NodeStatus
+from cellcache.purge import Progress, PruneReport, Purge
+from cellcache.read_through import ReadThrough
+from cellcache.region import demand_support, open_region
+from cellcache.statistics import Counters, Statistics
+from cellcache.store import Store, Transaction, Waiting, batches, now
+from cellcache.write_through import TRIES, Changes, WriteThrough
+
+log = logging.getLogger(__name__)
+
+NewMapping = tuple[str | UUID, str | UUID, str]
+"""instance_uuid, cell_uuid, project_id"""
+
+
+class CellDirectory:
+    """Answers in which cell an instance lives. One per process and configuration; threads share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare everything and connect nothing; `open` is what callers want."""
+        self.settings = settings
+        self._store = Store(settings.database)
+        self.region: CacheRegion
+        """The dogpile.cache region: keys are instance UUIDs, values the UUIDs of their cells, None if not mapped."""
+        self.region, self._backend = open_region(settings.cache, name=self._store.url)
+        self._lookup = self._backend.lookup
+        self._cells = Cells(self._store, settings.cells, settings.database)
+        self._cell_of_value: Mapping[object, CellMapping] = self._cells.by_value
+        self._invalidations = Invalidations(self._store, self._backend, settings.cache.durable)
+        self._maintenance = Maintenance(self._invalidations, self._cells, refresh_s=settings.cells.refresh_s)
+        self._begin_counting()
+
+    @classmethod
+    def open(cls, source: str | os.PathLike[str] | Settings | None = None) -> Self:
+        """Open the directory that a file, a Settings or (None) the environment describes.
+
+        Raises ConfigError, and BackendUnsupported for a cache server that cannot keep the promise. A server that is
+        down is no reason not to open: its lookups go to SQL until it is back. Blocks for at most the cache's time
+        limit per node.
+        """
+        directory = cls(source if isinstance(source, Settings) else Settings.load(source))
+        try:
+            demand_support(directory._backend)
+        except BaseException:
+            directory.close()
+            raise
+        log.info("cache backend %s: %s", directory.settings.cache.backend, directory._backend.promise)
+        directory._maintenance.start()
+        _open_directories.add(directory)
+        return directory
+
+    def close(self) -> None:
+        """Close every connection of every thread and end the background thread."""
+        _open_directories.discard(self)
+        self._maintenance.stop()
+        self._invalidations.flush()
+        self._backend.close()
+        self._cells.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- instances ---------------------------------------------------------------------------------------------
+
+    def resolve_cell(self, instance_uuid: str | UUID) -> CellMapping:
+        """Return the cell in which the instance lives.
+
+        One cache round trip on a hit. Raises InvalidUUID, InstanceNotMapped, and, for what is not in the cache,
+        DatabaseUnavailable. Never answers with what was true before a write that has returned.
+        """
+        key = canonical_uuid(instance_uuid)
+        entry = self._lookup(key)
+        cell = self._cell_of_value.get(entry)
+        if cell is None:
+            return self._read_through.resolve(key, entry)
+        self._count_hit()
+        return cell
+
+    def resolve_cells(self, instance_uuids: Iterable[str | UUID]) -> dict[str, CellMapping]:
+        """Return the cell of each instance by canonical UUID; those that are not mapped are absent.
+
+        One round trip per cache node and 1,000 instances, one SQL statement per 1,000 misses.
+        """
+        keys = list(dict.fromkeys(map(canonical_uuid, instance_uuids)))
+        entries = self._backend.lookup_multi(keys)
+        cells = list(map(self._cell_of_value.get, entries))
+        found = {key: cell for key, cell in zip(keys, cells, strict=True) if cell is not None}
+        self._counters.hits.add_many(len(found))
+        if len(found) < len(keys):
+            rest = {key: entry for key, entry in zip(keys, entries, strict=True) if key not in found}
+            found.update(self._read_through.resolve_many(rest))
+        return found
+
+    def map_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID, project_id: str) -> InstanceMapping:
+        """Create the mapping of one instance and write it through to the cache.
+
+        Raises MappingExists (its `identical` tells a repeat from a contradiction), CellNotFound, CellDisabled.
+        """
+        key, cell, project = _checked((instance_uuid, cell_uuid, project_id))
+
+        def create(transaction: Transaction) -> tuple[InstanceMapping, Changes]:
+            return transaction.insert_mapping(key, cell, project), {key: cell}
+
+        for _ in range(TRIES):
+            try:
+                return self._write_through.write(create)
+            except IntegrityError as error:
+                existing = self._store.mapping(key)
+                if existing is not None:
+                    raise _exists(existing, cell, project) from error
+        raise DatabaseUnavailable(f"instance {key} was mapped and pruned by others at each of {TRIES} tries")
+
+    def map_instances(self, rows: Iterable[NewMapping]) -> int:
+        """Create many mappings and write them through to the cache; return how many were created.
+
+        Each 1,000 rows are one transaction, all or nothing. A repeat of what is mapped already is passed over; a
+        contradiction raises MappingExists, and nothing of its 1,000 is written.
+        """
+        return sum(self._map_batch(batch) for batch in batches(rows))
+
+    def _map_batch(self, rows: Sequence[NewMapping]) -> int:
+        wanted: dict[str, tuple[str, str]] = {}
+        for key, cell, project in map(_checked, rows):
+            if wanted.setdefault(key, (cell, project)) != (cell, project):
+                raise InvalidValue(f"instance {key} stands twice in these rows, with different cells or projects")
+
+        def create(transaction: Transaction) -> tuple[int, Changes]:
+            existing = transaction.lock_mappings(list(wanted))
+            for key, mapping in existing.items():
+                if (mapping.cell_uuid, mapping.project_id) != wanted[key]:
+                    raise _exists(mapping, *wanted[key])
+            new = {key: (cell, project) for key, (cell, project) in wanted.items() if key not in existing}
+            if new:
+                transaction.require_cells(cell for cell, _ in new.values())
+                transaction.insert_mappings((key, cell, project) for key, (cell, project) in new.items())
+            return len(new), {key: cell for key, (cell, _) in new.items()}
+
+        for _ in range(TRIES):
+            try:
+                return self._write_through.write(create)
+            except IntegrityError:
+                continue  # somebody else has mapped one of them since we looked: look again
+        raise DatabaseUnavailable(f"others mapped the same instances at each of {TRIES} tries; nothing was written")
+
+    def move_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID) -> InstanceMapping:
+        """Say that the instance lives in another cell from now on. Moving it to where it is changes nothing.
+
+        Raises InstanceNotMapped, CellNotFound, CellDisabled.
+        """
+        key, cell = canonical_uuid(instance_uuid), canonical_uuid(cell_uuid)
+
+        def move(transaction: Transaction) -> tuple[InstanceMapping, Changes]:
+            mapping = transaction.lock_mappings([key]).get(key)
+            if mapping is None:
+                raise InstanceNotMapped(key)
+            if mapping.cell_uuid == cell:
+                return mapping, {}
+            transaction.require_cells([cell])
+            return transaction.set_cell(mapping, cell), {key: cell}
+
+        return self._write_through.write(move)
+
+    def prune(self, instance_uuids: Iterable[str | UUID]) -> int:
+        """Remove mappings, and their entries from the cache; return how many there were.
+
+        Each 1,000 are one transaction. Only for instances whose row is gone from their cell's database: see
+        `prune_purged`, which finds them.
+        """
+
+        def remove_these(keys: Sequence[str]) -> int:
+            def remove(transaction: Transaction) -> tuple[int, Changes]:
+                mappings = transaction.lock_mappings(keys)
+                if mappings:
+                    transaction.delete_mappings(mappings.values())
+                return len(mappings), dict.fromkeys(mappings)
+
+            return self._write_through.write(remove)
+
+        return sum(remove_these(batch) for batch in batches(dict.fromkeys(map(canonical_uuid, instance_uuids))))
+
+    def prune_purged(
+        self,
+        cell_uuid: str | UUID,
+        *,
+        older_than_s: float = 3600.0,
+        batch: int = 1000,
+        dry_run: bool = False,
+        allow_empty: bool = False,
+        progress: Progress | None = None,
+    ) -> PruneReport:
+        """Remove the mappings of a cell whose instances have no row at all in the cell's `instances` table.
+
+        Rows marked deleted keep their mapping; mappings created or moved less than `older_than_s` ago are left alone.
+        May be interrupted and run again at any time. Raises CellNotFound, PruneRefused (an empty `instances` table,
+        unless `allow_empty`), and DatabaseUnavailable or SchemaError for the cell's database; nothing more is removed
+        then.
+        """
+        return self._purge.prune(
+            canonical_uuid(cell_uuid),
+            older_than_s=older_than_s,
+            batch=batch,
+            dry_run=dry_run,
+            allow_empty=allow_empty,
+            progress=progress,
+        )
+
+    def get_instance(self, instance_uuid: str | UUID) -> InstanceMapping:
+        """Return the row itself, from SQL. Raises InstanceNotMapped."""
+        key = canonical_uuid(instance_uuid)
+        mapping = self._store.mapping(key)
+        if mapping is None:
+            raise InstanceNotMapped(key)
+        return mapping
+
+    def list_instances(
+        self,
+        project_id: str | None = None,
+        cell_uuid: str | UUID | None = None,
+        after: int | None = None,
+        limit: int = 1000,
+    ) -> list[InstanceMapping]:
+        """Return up to `limit` rows in the order of their `id`; pass the last one's as `after` for the next page."""
+        if not 1 <= limit <= 100_000:
+            raise InvalidValue(f"limit {limit} is not between 1 and 100,000")
+        cell = None if cell_uuid is None else canonical_uuid(cell_uuid)
+        return self._store.mappings(project_id=project_id, cell_uuid=cell, after=after, limit=limit)
+
+    @contextmanager
+    def connect_cell(self, instance_uuid: str | UUID) -> Iterator[Connection]:
+        """Connect to the database of the cell in which the instance lives; the connection goes back at the end.
+
+        Raises as `resolve_cell` does, and DatabaseUnavailable if that database does not answer.
+        """
+        cell = self.resolve_cell(instance_uuid)
+        try:
+            connection = self._cells.engine(cell).connect()
+        except (SQLAlchemyError, OSError) as error:
+            raise translated(error, cell.database_connection) from error
+        with connection:
+            yield connection
+
+    # -- cells -------------------------------------------------------------------------------------------------
+
+    def create_cell(
+        self, name: str | None, database_connection: str, transport_url: str, uuid: str | UUID | None = None
+    ) -> CellMapping:
+        """Create a cell; its UUID is made up where none is given. Raises CellExists."""
+        cell = CellMapping(
+            uuid=str(uuid4()) if uuid is None else canonical_uuid(uuid),
+            name=name,
+            database_connection=demand_usable_url(database_connection),
+            transport_url=transport_url,
+            created_at=now(),
+        )
+        with self._store.change_cells() as transaction:
+            transaction.insert_cell(cell)
+            transaction.commit()
+        self._cells.refresh()
+        return cell
+
+    def get_cell(self, uuid: str | UUID) -> CellMapping:
+        """Return a cell as the table has it now. Raises CellNotFound."""
+        self._cells.refresh()
+        return self._cells.get(canonical_uuid(uuid))
+
+    def list_cells(self) -> list[CellMapping]:
+        """Return all cells, the oldest first."""
+        return self._store.cells()
+
+    def update_cell(
+        self,
+        uuid: str | UUID,
+        *,
+        name: str | None = None,
+        database_connection: str | None = None,
+        transport_url: str | None = None,
+        disabled: bool | None = None,
+    ) -> CellMapping:
+        """Change what is given, leave the rest. Other processes see it within `cells.refresh_s`."""
+        changes: dict[str, Any] = {
+            "name": name,
+            "database_connection": None if database_connection is None else demand_usable_url(database_connection),
+            "transport_url": transport_url,
+            "disabled": disabled,
+        }
+        cell_uuid = canonical_uuid(uuid)
+        with self._store.change_cells() as transaction:
+            transaction.update_cell(cell_uuid, {key: value for key, value in changes.items() if value is not None})
+            transaction.commit()
+        return self.get_cell(cell_uuid)
+
+    def delete_cell(self, uuid: str | UUID) -> None:
+        """Delete a cell that has no mappings any more. Raises CellInUse, CellNotFound."""
+        with self._store.change_cells() as transaction:
+            transaction.delete_cell(canonical_uuid(uuid))
+            transaction.commit()
+        self._cells.refresh()
+
+    # -- watching it -------------------------------------------------------------------------------------------
+
+    def stats(self) -> Statistics:
+        """Return what was counted since this process opened the directory. Costs one SQL statement."""
+        waiting: Waiting | None
+        try:
+            waiting = self.waiting_invalidations()
+        except CellCacheError:
+            waiting = None
+        counted = {name: counter.value for name, counter in vars(self._counters).items()}
+        return Statistics(
+            **counted,
+            cache_errors=self._backend.errors,
+            sql_reads=self._store.reads.value,
+            invalidations_pending=None if waiting is None else waiting.count,
+            invalidations_oldest_s=None if waiting is None else waiting.oldest_s,
+        )
+
+    def waiting_invalidations(self) -> Waiting:
+        """Return how many invalidations are due and not delivered, and how old the oldest is. One SQL statement."""
+        return self._store.waiting_invalidations()
+
+    def count_by_cell(self) -> dict[str, int]:
+        """Return the number of mappings per cell UUID. Reads the whole index: seconds for millions of rows."""
+        return self._store.count_by_cell()
+
+    def check_cache(self) -> list[NodeStatus]:
+        """Reach every cache node, past any circuit breaker. Blocks for at most the time limit per node."""
+        return self._backend.check()
+
+    @property
+    def promise(self) -> str:
+        """How fresh an answer is, in one line."""
+        return self._backend.promise
+
+    def _begin_counting(self) -> None:
+        self._counters = Counters()
+        self._count_hit = self._counters.hits.add
+        self._read_through = ReadThrough(self._store, self._backend, self._cells, self._counters, self.settings)
+        self._write_through = WriteThrough(
+            self._store, self._backend, self._invalidations, self._counters, self.settings.cache
+        )
+        self._purge = Purge(self._store, self._cells, self._write_through)
+
+    def _after_fork(self) -> None:
+        """In the child: the parent's sockets, locks, flights and thread are not ours."""
+        self._backend.forget_connections()
+        self._store.forget_connections()
+        self._cells.forget_connections()
+        self._invalidations.forget_parent()
+        self._begin_counting()
+        self._maintenance.start()
+
+
+_open_directories: weakref.WeakSet[CellDirectory] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for directory in list(_open_directories):
+        directory._after_fork()  # noqa: SLF001 - its own module
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _checked(row: NewMapping) -> tuple[str, str, str]:
+    instance_uuid, cell_uuid, project_id = row
+    if not 1 <= len(project_id) <= 255:
+        raise InvalidValue(f"project_id {project_id[:40]!r} is not a text of 1 to 255 characters")
+    return canonical_uuid(instance_uuid), canonical_uuid(cell_uuid), project_id
+
+
+def _exists(existing: InstanceMapping, cell_uuid: str, project_id: str) -> MappingExists:
+    return MappingExists(existing, identical=(existing.cell_uuid, existing.project_id) == (cell_uuid, project_id))

@@ -1,0 +1,118 @@
+"""Invalidations that survive their writer: a row commits with the write and goes once the cache has settled.
+
+Whoever finds one left over delivers it: removes what the cache holds for those instances, unless that is a fence,
+and forgets the row when every node has confirmed. Delivering twice, or late, costs a miss and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from cellcache.errors import CellCacheError, DatabaseUnavailable
+from cellcache.protocol import CoherentBackend
+from cellcache.store import Store, Transaction
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""How long a row that its writer will most likely remove is left alone by all others."""
+
+_AT_ONCE = 100
+
+
+class Delivery(NamedTuple):
+    """What one pass did: rows delivered and forgotten, and rows that must wait for a node."""
+
+    delivered: int
+    waiting: int
+
+
+class Invalidations:
+    """This process's share in them: the rows of its own writes, and the delivery of anyone's."""
+
+    def __init__(self, store: Store, backend: CoherentBackend, durable: Literal["always", "unreachable"]) -> None:
+        self._store = store
+        self._backend = backend
+        self._always = durable == "always"
+        self._settled: deque[int] = deque()  # rows to be forgotten
+        self._unrecorded: deque[list[str]] = deque()  # what could not even be recorded
+        self.wanted = threading.Event()
+        """Set when there is something to deliver that should not wait for the next pass."""
+
+    def record(self, transaction: Transaction, keys: Sequence[str], unfenced: Sequence[str]) -> int | None:
+        """Let a row commit with the write, if one is needed; return its id.
+
+        Needed for keys that could not be fenced; and with `durable = "always"` for all, since a fence can be lost
+        (evicted, or its node restarted) and its writer die before it notices.
+        """
+        if unfenced:
+            return transaction.add_invalidation(keys if self._always else unfenced, 0.0)
+        return transaction.add_invalidation(keys, GRACE_S) if self._always else None
+
+    def settled(self, row: int | None) -> None:
+        """The cache is as it should be: the row may go, with the next pass."""
+        if row is not None:
+            self._settled.append(row)
+
+    def unsettled(self, row: int | None, keys: Sequence[str], *, after_s: float = 0.0) -> None:
+        """The write is committed, or may be, and the cache could not be told: make sure that somebody will."""
+        if row is None:
+            try:
+                self._store.add_invalidation(keys, after_s)
+            except CellCacheError as error:
+                log.warning("an invalidation waits in this process alone until the database answers: %s", error)
+                self._unrecorded.append(list(keys))
+        self.wanted.set()
+
+    def deliver(self) -> Delivery:
+        """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable."""
+        self.wanted.clear()
+        self._forget_settled()
+        self._deliver_unrecorded()
+        delivered, waiting, last = 0, 0, 0
+        while rows := self._store.due_invalidations(_AT_ONCE, after=last):
+            last = rows[-1].id
+            done = [row.id for row in rows if all(self._backend.invalidate_multi(row.instance_uuids))]
+            self._store.forget_invalidations(done)
+            delivered += len(done)
+            waiting += len(rows) - len(done)
+        if waiting:
+            self.wanted.set()  # a node is down: look again soon
+        if delivered:
+            log.info("delivered %d invalidations that were left over", delivered)
+        return Delivery(delivered, waiting)
+
+    def flush(self) -> None:
+        """Before the process ends: forget the settled rows, or leave them to others if the database is away."""
+        try:
+            self._forget_settled()
+            self._deliver_unrecorded()
+        except DatabaseUnavailable as error:
+            log.warning("%d settled invalidations are left to other processes: %s", len(self._settled), error)
+        for keys in self._unrecorded:
+            log.error("an invalidation of %d instances is lost with this process: %s", len(keys), ", ".join(keys[:10]))
+
+    def forget_parent(self) -> None:
+        """In a child after `fork()`: what the parent has to deliver stays the parent's."""
+        self._settled.clear()
+        self._unrecorded.clear()
+        self.wanted = threading.Event()
+
+    def _forget_settled(self) -> None:
+        ids = [self._settled.popleft() for _ in range(len(self._settled))]
+        if ids:
+            try:
+                self._store.forget_invalidations(ids)
+            except CellCacheError:
+                self._settled.extend(ids)
+                raise
+
+    def _deliver_unrecorded(self) -> None:
+        for _ in range(len(self._unrecorded)):
+            keys = self._unrecorded.popleft()
+            if not all(self._backend.invalidate_multi(keys)):
+                self._unrecorded.append(keys)

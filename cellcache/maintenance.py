@@ -1,0 +1,62 @@
+"""The directory's one background thread: delivers invalidations and reads the cell mappings again.
+
+No lookup and no write ever waits for it. It ends with `close()`, and a forked child starts its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+
+from cellcache.cells import Cells
+from cellcache.errors import CellCacheError
+from cellcache.invalidations import Invalidations
+
+log = logging.getLogger(__name__)
+
+_PASS_S = 5.0  # between looks for rows that other processes left behind
+_RETRY_S = 1.0  # the same while something of our own waits
+
+
+class Maintenance:
+    def __init__(self, invalidations: Invalidations, cells: Cells, *, refresh_s: float) -> None:
+        self._invalidations = invalidations
+        self._cells = cells
+        self._refresh_s = refresh_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="cellcache", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; wait for what it is doing now, which the database's time limits bound."""
+        self._stop.set()
+        self._invalidations.wanted.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+
+    def _run(self, stop: threading.Event) -> None:
+        refresh_at = time.monotonic() + self._refresh_s
+        failing = False
+        while not stop.is_set():
+            hurry = self._invalidations.wanted.wait(_PASS_S * random.uniform(0.8, 1.2))  # noqa: S311 - a fleet's rhythm
+            if stop.is_set():
+                return
+            try:
+                self._invalidations.deliver()
+                if time.monotonic() >= refresh_at:
+                    self._cells.refresh()
+                    refresh_at = time.monotonic() + self._refresh_s
+                failing = False
+            except CellCacheError as error:
+                if not failing:
+                    log.warning("background work will be tried again: %s", error)
+                failing = True
+            if hurry:
+                stop.wait(_RETRY_S)

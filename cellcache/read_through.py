@@ -1,0 +1,139 @@
+"""The read path behind a lookup that brought no known cell: steps 2 to 4 of the reader in docs/coherence.md."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+
+from cellcache.cells import Cells
+from cellcache.codec import Undecodable, decode, encode
+from cellcache.config import Settings
+from cellcache.errors import CellNotFound, InstanceNotMapped
+from cellcache.flights import Flight, Flights, beginning
+from cellcache.model import CellMapping
+from cellcache.protocol import Absent, CoherentBackend, Fill, Lease
+from cellcache.statistics import Counters
+from cellcache.store import Store
+
+Entry = bytes | Lease | Absent
+
+
+def jittered(ttl_s: float) -> float:
+    """Spread by a tenth, so that what a fleet stored in one minute does not expire in one minute."""
+    return ttl_s * random.uniform(0.9, 1.0)  # noqa: S311
+
+
+class ReadThrough:
+    """Answers from SQL what the cache could not, and stores the answer where that is safe."""
+
+    def __init__(
+        self, store: Store, backend: CoherentBackend, cells: Cells, counters: Counters, settings: Settings
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._cells = cells
+        self._counters = counters
+        self._limits = settings.cache
+        # A flight is two statements at most, each of which waits for a connection and then for its answer.
+        self._longest_flight_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
+        self._flights: Flights[str | None] = Flights()
+
+    def resolve(self, key: str, entry: Entry) -> CellMapping:
+        """Return the cell of an instance whose lookup answered `entry`."""
+        if isinstance(entry, bytes):
+            try:
+                return self._cell_in(key, entry)
+            except (Undecodable, CellNotFound):
+                entry = self._discard(key)
+        self._count_misses([entry])
+        cell_uuid = self._read(key, entry)
+        if cell_uuid is None:
+            raise InstanceNotMapped(key)
+        return self._cells.get(cell_uuid)
+
+    def resolve_many(self, entries: Mapping[str, Entry]) -> dict[str, CellMapping]:
+        """The same for many; the answer lacks those that are not mapped."""
+        found: dict[str, CellMapping] = {}
+        absent: dict[str, Lease | Absent] = {}
+        for key, entry in entries.items():
+            if not isinstance(entry, bytes):
+                absent[key] = entry
+                continue
+            try:
+                found[key] = self._cell_in(key, entry)
+            except InstanceNotMapped:
+                continue
+            except (Undecodable, CellNotFound):
+                absent[key] = self._discard(key)
+        if absent:
+            self._count_misses(absent.values())
+            cells = self._store.cells_of(list(absent))
+            self._fill({key: (lease, cells.get(key)) for key, lease in absent.items() if isinstance(lease, Lease)})
+            found.update((key, self._cells.get(cell_uuid)) for key, cell_uuid in cells.items())
+        return found
+
+    def _cell_in(self, key: str, value: bytes) -> CellMapping:
+        cell_uuid = decode(value)
+        if cell_uuid is None:
+            self._counters.negative_hits.add()
+            raise InstanceNotMapped(key)
+        cell = self._cells.get(cell_uuid)  # one that was created since this process last read them
+        self._counters.hits.add()
+        return cell
+
+    def _discard(self, key: str) -> Absent:
+        """Remove an entry that means nothing to us: corrupt, foreign, or naming a cell that is no more."""
+        self._counters.undecodable.add()
+        self._backend.invalidate_multi([key])
+        return Absent.LEASED
+
+    def _read(self, key: str, entry: Lease | Absent) -> str | None:
+        """Return what the table says, read once for all threads that ask at the same time."""
+        began = beginning()
+        while True:
+            lease = entry if isinstance(entry, Lease) else None
+            flight, leading = self._flights.join(key, lead=lease is not None)
+            if leading:
+                return self._fetch(key, lease, flight)
+            cell_uuid = flight.wait(self._longest_flight_s)
+            if flight.began > began:
+                return cell_uuid
+            # The flight may have read the row before a write that returned before we began. If so, that write took
+            # away the flight's lease: what the cache holds now is right, and mostly it is the flight's answer.
+            again = self._backend.lookup(key)
+            if not isinstance(again, bytes):
+                entry = again
+                continue
+            try:
+                return decode(again)
+            except Undecodable:
+                entry = self._discard(key)
+
+    def _fetch(self, key: str, lease: Lease | None, flight: Flight[str | None]) -> str | None:
+        try:
+            cell_uuid = self._store.cell_of(key)
+            if lease is not None:
+                self._fill({key: (lease, cell_uuid)})
+        except BaseException as error:
+            self._flights.end(key, flight)
+            flight.fail(error)
+            raise
+        self._flights.end(key, flight)
+        flight.land(cell_uuid)
+        return cell_uuid
+
+    def _fill(self, answers: Mapping[str, tuple[Lease, str | None]]) -> None:
+        fills = [
+            Fill(key, lease, encode(cell_uuid), self._ttl_s(cell_uuid)) for key, (lease, cell_uuid) in answers.items()
+        ]
+        if fills:
+            stored = sum(self._backend.fill_multi(fills))
+            self._counters.fills_stored.add_many(stored)
+            self._counters.fills_refused.add_many(len(fills) - stored)
+
+    def _ttl_s(self, cell_uuid: str | None) -> float:
+        return jittered(self._limits.negative_ttl_s if cell_uuid is None else self._limits.ttl_s)
+
+    def _count_misses(self, entries: Collection[Entry]) -> None:
+        self._counters.misses.add_many(len(entries))
+        self._counters.unreachable.add_many(sum(entry is Absent.UNREACHABLE for entry in entries))

@@ -1,0 +1,108 @@
+"""The dogpile.cache region that a deployment configures, and what the directory needs of its backend.
+
+The region is keyed by instance UUID and holds the UUID of the cell, or None for "not mapped". Over our own backends
+every region is coherent; over any other the directory does what dogpile's interface allows (see plain.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dogpile.cache import CacheRegion, make_region
+from dogpile.cache.api import NO_VALUE, CacheBackend, CachedValue, CantDeserializeException
+from dogpile.cache.exception import PluginNotFound
+from dogpile.cache.proxy import ProxyBackend
+from dogpile.cache.region import RegionInvalidationStrategy, value_version
+
+from cellcache.codec import Undecodable, decode, encode
+from cellcache.config import CacheSettings
+from cellcache.errors import BackendUnsupported, CellCacheError, ConfigError
+from cellcache.model import canonical_uuid
+from cellcache.plain import PlainBackend
+from cellcache.protocol import CoherentBackend
+
+
+def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, CoherentBackend]:
+    """Return the region and its backend as the directory uses it; nothing is connected yet.
+
+    `name` tells the in-process stores of different databases apart. Raises ConfigError for an unknown backend.
+    """
+    region = make_region(name="cellcache", key_mangler=canonical_uuid, serializer=encode, deserializer=_decode_or_miss)
+    arguments = {"name": name, **settings.backend_arguments()}
+    try:
+        region.configure(settings.backend, arguments=arguments, region_invalidator=_NoRegionInvalidation())
+    except PluginNotFound as error:
+        raise ConfigError(
+            f"cache.backend: there is no dogpile.cache backend {settings.backend!r}; ours are cellcache.memory, "
+            "cellcache.memcached and cellcache.redis"
+        ) from error
+    except ImportError as error:
+        raise ConfigError(
+            f"cache.backend: {settings.backend} needs a package that is not installed: {error}"
+        ) from error
+    backend = region.actual_backend
+    if isinstance(backend, CoherentBackend):
+        # The compact form replaces dogpile's own, which puts JSON in front of every value.
+        region.serializer = region.deserializer = None
+        region.wrap(_CompactValues)
+        return region, backend
+    return region, PlainBackend(region, ttl_s=settings.ttl_s, negative_ttl_s=settings.negative_ttl_s)
+
+
+def demand_support(backend: CoherentBackend) -> None:
+    """Raise BackendUnsupported if a server that answers cannot keep the promise; one that is down may come later."""
+    for node in backend.check():
+        if not node.supported:
+            raise BackendUnsupported(node.trouble)
+
+
+def _decode_or_miss(value: bytes) -> str | None:
+    try:
+        return decode(value)
+    except Undecodable as error:
+        raise CantDeserializeException from error
+
+
+class _NoRegionInvalidation(RegionInvalidationStrategy):
+    """Entries carry no time of creation, so "everything before now" cannot be told from the rest."""
+
+    def invalidate(self, hard: bool = True) -> None:  # noqa: ARG002
+        raise CellCacheError("a cellcache region cannot be invalidated as a whole: delete its keys, or flush the cache")
+
+    def _never(self, timestamp: float = 0.0) -> bool:  # noqa: ARG002
+        return False
+
+    is_invalidated = is_hard_invalidated = is_soft_invalidated = _never
+    was_hard_invalidated = was_soft_invalidated = _never
+
+
+class _CompactValues(ProxyBackend):
+    """Between the region and one of our backends: a version byte and 16 bytes in place of dogpile's JSON."""
+
+    proxied: CacheBackend
+
+    def get(self, key: str) -> Any:
+        return self._value(key, self.proxied.get_serialized(key))
+
+    def get_multi(self, keys: Iterable[str]) -> Sequence[Any]:
+        keys = list(keys)
+        values = self.proxied.get_serialized_multi(keys)
+        return [self._value(key, value) for key, value in zip(keys, values, strict=True)]
+
+    def set(self, key: str, value: Any) -> None:
+        self.proxied.set_serialized(key, encode(value.payload))
+
+    def set_multi(self, mapping: Mapping[str, Any]) -> None:
+        self.proxied.set_serialized_multi({key: encode(value.payload) for key, value in mapping.items()})
+
+    def _value(self, key: str, value: Any) -> Any:
+        if value is NO_VALUE:
+            return NO_VALUE
+        try:
+            payload = decode(value)
+        except Undecodable:
+            self.proxied.delete(key)
+            return NO_VALUE
+        return CachedValue(payload, {"ct": time.time(), "v": value_version})

@@ -1,0 +1,109 @@
+"""The write path: change the row, fence the entry, commit, settle; as docs/coherence.md lays it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from cellcache.codec import encode
+from cellcache.config import CacheSettings
+from cellcache.errors import CacheUnavailable, CommitUnknown, DatabaseUnavailable
+from cellcache.invalidations import Invalidations
+from cellcache.protocol import CoherentBackend, Fence, Settlement
+from cellcache.read_through import jittered
+from cellcache.statistics import Counters
+from cellcache.store import Store, Transaction, TransactionBroken
+
+R = TypeVar("R")
+
+TRIES = 3
+
+Changes = Mapping[str, str | None]
+"""What a write makes of each instance: the UUID of its cell, or None where it is no longer mapped."""
+
+
+class WriteThrough:
+    """Runs a change of `instance_mapping` so that no later lookup answers with what was before it."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: CoherentBackend,
+        invalidations: Invalidations,
+        counters: Counters,
+        settings: CacheSettings,
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._invalidations = invalidations
+        self._counters = counters
+        self._ttl_s = settings.ttl_s
+        self._fence_ttl_s = settings.fence_ttl_s
+        self._refuses = settings.on_unreachable == "refuse"
+
+    def write(self, change: Callable[[Transaction], tuple[R, Changes]]) -> R:
+        """Run `change` in a transaction, up to three times if that breaks before its commit; return its result.
+
+        Raises what `change` raises, IntegrityError, CacheUnavailable and DatabaseUnavailable with nothing written;
+        CommitUnknown where that cannot be told.
+        """
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._write(change)
+            except TransactionBroken as error:
+                if attempt == TRIES:
+                    raise DatabaseUnavailable(f"{error}; nothing was written, after {TRIES} tries") from error
+        raise AssertionError
+
+    def _write(self, change: Callable[[Transaction], tuple[R, Changes]]) -> R:
+        fences: dict[str, Fence] = {}
+        row: int | None = None
+        try:
+            with self._store.transaction() as transaction:
+                result, changes = change(transaction)  # from here on writers of the same rows wait for us
+                if not changes:
+                    return result
+                keys = list(changes)
+                fences = self._fence(keys)
+                unfenced = [key for key in keys if key not in fences]
+                if unfenced and self._refuses:
+                    raise CacheUnavailable(  # noqa: TRY301 - the handler below takes the fences away
+                        f"the cache node of instance {unfenced[0]} ({len(unfenced)} of {len(keys)} in this write) is "
+                        'unreachable and cache.on_unreachable is "refuse": nothing was written, try again later'
+                    )
+                row = self._invalidations.record(transaction, keys, unfenced)
+                transaction.commit()
+        except CommitUnknown:
+            # It may still happen. The fences stay until they expire; what has come in their place by then must go.
+            self._invalidations.unsettled(None, keys, after_s=self._fence_ttl_s)
+            raise
+        except BaseException:
+            self._settle(fences, dict.fromkeys(fences))
+            raise
+        settled = self._settle(fences, changes)
+        if settled == changes.keys():
+            self._invalidations.settled(row)
+        else:
+            self._invalidations.unsettled(row, [key for key in keys if key not in settled])
+        return result
+
+    def _fence(self, keys: Sequence[str]) -> dict[str, Fence]:
+        """Fence every entry; return the fences of those whose node confirmed."""
+        placed = zip(keys, self._backend.fence_multi(keys), strict=True)
+        fences = {key: fence for key, fence in placed if fence is not None}
+        self._counters.fences.add_many(len(fences))
+        self._counters.fences_failed.add_many(len(keys) - len(fences))
+        return fences
+
+    def _settle(self, fences: Mapping[str, Fence], changes: Changes) -> set[str]:
+        """Put the new values where the fences are; return the keys whose node confirmed."""
+        settlements = [
+            Settlement(key, fence, None if cell_uuid is None else encode(cell_uuid), jittered(self._ttl_s))
+            for key, fence in fences.items()
+            for cell_uuid in [changes[key]]
+        ]
+        confirmed = self._backend.settle_multi(settlements)
+        settled = {one.key for one, done in zip(settlements, confirmed, strict=True) if done}
+        self._counters.settles.add_many(len(settled))
+        self._counters.settles_failed.add_many(len(settlements) - len(settled))
+        return settled
