@@ -30,14 +30,15 @@ from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlemen
 from .keys import Placement, raw_key
 from .leasing import LeasingBackend
 from .node import Node
-from .wire import Connection, Garbled, Reply
+from .stream import Garbled, reason
+from .wire import Connection, Reply
 
 _AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
 _LOOKS = 8  # how often a removal that loses every race against other clients is tried again
 
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
-_Wanted = tuple[Node, Connection, list[int]]  # the positions whose keys live on the node
+_Wanted = tuple[Node[Connection], Connection, list[int]]  # the positions whose keys live on the node
 
 
 class MemcachedBackend(LeasingBackend):
@@ -57,7 +58,7 @@ class MemcachedBackend(LeasingBackend):
         username, password = arguments.get("username"), arguments.get("password")
         credentials = None if username is None else f"{username} {password or ''}"
 
-        def node(server: str) -> Node:
+        def node(server: str) -> Node[Connection]:
             address = _address(server)
 
             def dial() -> Connection:
@@ -95,7 +96,7 @@ class MemcachedBackend(LeasingBackend):
             node.failed(connection, error)
             return Absent.UNREACHABLE
 
-    def _get(self, node: Node, connection: Connection, wire: bytes) -> bytes | Lease | Absent:
+    def _get(self, node: Node[Connection], connection: Connection, wire: bytes) -> bytes | Lease | Absent:
         tag = b"O%d" % connection.opaque()
         connection.send(b"mg " + wire + b" b v " + tag + self._get_tail)
         received = connection.recv(4096)
@@ -190,7 +191,7 @@ class MemcachedBackend(LeasingBackend):
         for node in self._nodes:
             node.close()
 
-    def _wire(self, key: str) -> tuple[bytes, Node]:
+    def _wire(self, key: str) -> tuple[bytes, Node[Connection]]:
         raw = raw_key(key)
         node = self._nodes[0] if self._placement is None else self._nodes[self._placement.node_of(raw)]
         return b2a_base64(self._prefix + raw, newline=False), node
@@ -204,7 +205,7 @@ class MemcachedBackend(LeasingBackend):
         is this thread's connection still: on any other the token means nothing.
         """
         wires: list[bytes] = []
-        wanted: dict[Node, _Wanted | None] = {}
+        wanted: dict[Node[Connection], _Wanted | None] = {}
         for position, key in enumerate(keys):
             wire, node = self._wire(key)
             wires.append(wire)
@@ -322,7 +323,7 @@ def _address(server: str) -> str | tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _status(node: Node) -> NodeStatus:
+def _status(node: Node[Connection]) -> NodeStatus:
     try:
         connection = node.check()
         began = time.monotonic()
@@ -332,5 +333,7 @@ def _status(node: Node) -> NodeStatus:
     except BackendUnsupported as error:
         return NodeStatus(node.name, None, None, str(error), supported=False)
     except OSError as error:
-        return NodeStatus(node.name, None, None, f"does not answer ({error}); is it running, and is the address right?")
+        return NodeStatus(
+            node.name, None, None, f"does not answer ({reason(error)}); is it running, and is the address right?"
+        )
     return NodeStatus(node.name, connection.version, took_s, None)

@@ -1,4 +1,4 @@
-"""One memcached server as this process sees it: a connection per thread, and whether to try at all.
+"""One cache server as this process sees it: a connection per thread, and whether to try at all.
 
 A connection belongs to one thread and to one generation of the node. Any failure begins a new generation, which
 retires the other threads' connections too: after a restart they are all dead, and were each thread to find that
@@ -12,16 +12,30 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from cellcache.errors import BackendUnsupported
 
 from .breaker import Breaker
-from .wire import Connection
+from .stream import reason
 
 log = logging.getLogger("cellcache.backends")
 
 
-class Node:
+class Closable(Protocol):
+    """What a node must know of a connection to its server."""
+
+    generation: int
+
+    def is_idle(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+Connection = TypeVar("Connection", bound=Closable)
+
+
+class Node(Generic[Connection]):
     """Hands each thread its connection, or None while the node is not to be tried."""
 
     def __init__(self, name: str, dial: Callable[[], Connection], *, timeout_s: float, retry_s: float) -> None:
@@ -99,7 +113,7 @@ class Node:
             return None
         if not self._breaker.closed:
             self._breaker.succeeded()
-            log.info("memcached %s answers again", self.name)
+            log.info("cache server %s answers again", self.name)
         return connection if time.monotonic() - began < self._timeout_s / 2 else None
 
     def _admit(self, connection: Connection, generation: int) -> bool:
@@ -121,5 +135,7 @@ class Node:
     def _rest(self, error: Exception) -> None:
         self.errors += 1
         if self._breaker.closed:
-            log.warning("memcached %s does not answer, its lookups go to SQL meanwhile: %s", self.name, error)
+            log.warning(
+                "cache server %s does not answer, its lookups go to SQL meanwhile: %s", self.name, reason(error)
+            )
         self._breaker.failed()

@@ -1,16 +1,10 @@
-"""One connection to one memcached: send requests, read exactly their replies, within a time limit.
+"""One connection to one memcached: made by pymemcache (addresses, TLS, time limits), which has no meta commands.
 
-pymemcache makes the connection (addresses, TLS, time limits); it has no meta commands, so the talking is ours.
-A connection on which anything goes wrong is closed: what a late reply would answer is never read.
+So the talking is ours.
 """
 
 from __future__ import annotations
 
-import select
-import socket
-import struct
-import sys
-import time
 from itertools import count
 from ssl import SSLContext
 from typing import NamedTuple
@@ -20,13 +14,10 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError
 
 from cellcache.errors import BackendUnsupported
 
+from .stream import Garbled, Stream
+
 OLDEST_VERSION = (1, 6, 10)  # the first whose meta commands are stable
 _LONGEST_HEADER = 2048
-_CHUNK = 1 << 16
-
-
-class Garbled(OSError):
-    """The reply is not one that memcached gives to what was asked."""
 
 
 class Reply(NamedTuple):
@@ -36,7 +27,7 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class Connection:
+class Connection(Stream[Reply]):
     """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
 
     Raises OSError (of which a time-out and Garbled are kinds) or BackendUnsupported.
@@ -51,8 +42,6 @@ class Connection:
         credentials: str | None = None,
     ) -> None:
         self._server = server
-        self.timeout_s = timeout_s
-        self.generation = -1
         self.opaque = count(1).__next__
         self._client = Client(
             server,
@@ -67,15 +56,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
-        self._sock: socket.socket = self._client.sock
-        # The kernel can time the socket out; Python's own way costs a poll() before each send and each recv.
-        # Not for TLS, nor where a library such as gevent or eventlet has put its own sockets in place of Python's.
-        self._kernel_waits = sys.platform == "linux" and _is_plain(self._sock)
-        if self._kernel_waits:
-            self._sock.settimeout(None)
-        self._limit_waits(timeout_s)
-        self.send = self._sock.sendall
-        self.recv = self._sock.recv
+        super().__init__(self._client.sock, timeout_s)
 
     def __del__(self) -> None:
         self.close()
@@ -87,60 +68,14 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
-    def is_idle(self) -> bool:
-        """Return False where there is something to read though nothing was asked: the end, or somebody's answer."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return not poll.poll(0)
-
-    def ask(self, request: bytes, replies: int = 1) -> list[Reply]:
-        """Send requests and return as many replies as they have."""
-        self._sock.sendall(request)
-        return self.replies(replies)
-
-    def replies(self, expected: int, received: bytes = b"", deadline: float | None = None) -> list[Reply]:
-        """Read on until `expected` replies are complete; `received` is what was read of them already.
-
-        Blocks until the deadline, or for the time limit.
-        """
-        if deadline is not None:
-            self._limit_waits(deadline - time.monotonic())
-            try:
-                return self._replies(expected, received, deadline)
-            finally:
-                self._limit_waits(self.timeout_s)
-        return self._replies(expected, received, time.monotonic() + self.timeout_s)
-
-    def _replies(self, expected: int, received: bytes, deadline: float) -> list[Reply]:
-        replies: list[Reply] = []
-        buffer, start = received, 0
-        while True:
-            while len(replies) < expected:
-                parsed = _parse(buffer, start)
-                if parsed is None:
-                    break
-                reply, start = parsed
-                replies.append(reply)
-            if len(replies) == expected:
-                if start != len(buffer):
-                    raise Garbled("more was answered than asked")
-                return replies
-            if time.monotonic() > deadline:
-                raise TimeoutError("the reply was not complete in time")
-            chunk = self._sock.recv(_CHUNK)
-            if not chunk:
-                raise ConnectionResetError("closed by the server")
-            buffer, start = buffer[start:] + chunk, 0
-
-    def _limit_waits(self, seconds: float) -> None:
-        """Let no send and no recv wait longer than this; a limit that has passed still lets through what is there."""
-        seconds = max(seconds, 0.001)
-        if self._kernel_waits:
-            limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        else:
-            self._sock.settimeout(seconds)
+    def _parse(self, buffer: bytes, start: int, replies: list[Reply], expected: int) -> int:
+        while len(replies) < expected:
+            parsed = _parse(buffer, start)
+            if parsed is None:
+                break
+            reply, start = parsed
+            replies.append(reply)
+        return start
 
     def _handshake(self, credentials: str | None) -> str:
         """Connect; memcached's text authentication (-Y) is a `set` before anything else. Return the version."""
@@ -190,7 +125,3 @@ def _numbers(version: str) -> tuple[int, ...]:
         return tuple(int(part) for part in version.split(".")[:3])
     except ValueError:
         return ()
-
-
-def _is_plain(sock: socket.socket) -> bool:
-    return type(sock) is socket.socket and socket.socket.__module__ == "socket"

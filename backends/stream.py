@@ -1,0 +1,111 @@
+"""A connected socket with time limits: send requests, and read exactly the replies to them.
+
+A stream on which anything goes wrong is closed: what a late reply would answer is never read.
+"""
+
+from __future__ import annotations
+
+import abc
+import select
+import socket
+import struct
+import sys
+import time
+from typing import Generic, TypeVar
+
+_CHUNK = 1 << 16
+
+ReplyT = TypeVar("ReplyT")
+
+
+class Garbled(OSError):
+    """The reply is not one that the server gives to what was asked."""
+
+
+class Stream(abc.ABC, Generic[ReplyT]):
+    """One connection to one server, used by one thread at a time.
+
+    Raises OSError, of which a time-out and Garbled are kinds; ConnectionError where the server hung up.
+    """
+
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        self.generation = -1
+        self.timeout_s = timeout_s
+        self._sock = sock
+        # The kernel can time the socket out; Python's own way costs a poll() before each send and each recv.
+        # Not for TLS, nor where a library such as gevent or eventlet has put its own sockets in place of Python's.
+        self._kernel_waits = sys.platform == "linux" and _is_plain(sock)
+        if self._kernel_waits:
+            sock.settimeout(None)
+        self._limit_waits(timeout_s)
+        self.send = sock.sendall
+        self.recv = sock.recv
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    @abc.abstractmethod
+    def _parse(self, buffer: bytes, start: int, replies: list[ReplyT], expected: int) -> int:
+        """Append the complete replies that begin at `start`, `expected` in all; return where the rest begins."""
+
+    def is_idle(self) -> bool:
+        """Return False where there is something to read though nothing was asked: the end, or somebody's answer."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def ask(self, request: bytes, expected: int = 1) -> list[ReplyT]:
+        """Send requests and return as many replies as they have."""
+        self._sock.sendall(request)
+        return self.replies(expected)
+
+    def replies(self, expected: int, received: bytes = b"", deadline: float | None = None) -> list[ReplyT]:
+        """Read on until `expected` replies are complete; `received` is what was read of them already.
+
+        Blocks until the deadline, or for the time limit.
+        """
+        if deadline is None:
+            return self._replies(expected, received, None)
+        self._limit_waits(deadline - time.monotonic())
+        try:
+            return self._replies(expected, received, deadline)
+        finally:
+            self._limit_waits(self.timeout_s)
+
+    def _replies(self, expected: int, buffer: bytes, deadline: float | None) -> list[ReplyT]:
+        replies: list[ReplyT] = []
+        start = 0
+        while True:
+            if buffer:
+                start = self._parse(buffer, start, replies, expected)
+            if len(replies) == expected:
+                if start != len(buffer):
+                    raise Garbled("more was answered than asked")
+                return replies
+            if deadline is None:
+                deadline = time.monotonic() + self.timeout_s
+            elif time.monotonic() > deadline:
+                raise TimeoutError("the reply was not complete in time")
+            chunk = self._sock.recv(_CHUNK)
+            if not chunk:
+                raise ConnectionResetError("closed by the server")
+            buffer, start = buffer[start:] + chunk, 0
+
+    def _limit_waits(self, seconds: float) -> None:
+        """Let no send and no recv wait longer than this; a limit that has passed still lets through what is there."""
+        seconds = max(seconds, 0.001)
+        if self._kernel_waits:
+            limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        else:
+            self._sock.settimeout(seconds)
+
+
+def reason(error: Exception) -> str:
+    """Return an error in words: a time limit that the kernel keeps is "Resource temporarily unavailable" otherwise."""
+    return "no reply in time" if isinstance(error, BlockingIOError) else str(error)
+
+
+def _is_plain(sock: socket.socket) -> bool:
+    return type(sock) is socket.socket and socket.socket.__module__ == "socket"
