@@ -28,6 +28,7 @@ from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
 from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
+from cellcache.explain import Explanation, Step, Watched
 from cellcache.invalidations import Invalidations
 from cellcache.maintenance import Maintenance
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid
@@ -331,6 +332,20 @@ class CellDirectory:
             transaction.delete_cell(canonical_uuid(uuid))
             transaction.commit()
         self._cells.refresh()
+
+    def explain(self, instance_uuid: str | UUID) -> Explanation:
+        """Resolve one instance and tell what each step found and took. Not counted in `stats`."""
+        key = canonical_uuid(instance_uuid)
+        steps: list[Step] = []
+        parts: list[Any] = [Watched(part, steps) for part in (self._store, self._backend, self._cells)]
+        store, backend, cells = parts
+        reader = ReadThrough(store, backend, cells, Counters(), self.settings)
+        cell: CellMapping | None
+        try:
+            cell = reader.resolve(key, backend.lookup(key))
+        except InstanceNotMapped:
+            cell = None
+        return Explanation(key, cell, steps)
 
     # -- watching it -------------------------------------------------------------------------------------------
 
