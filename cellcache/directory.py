@@ -28,7 +28,7 @@ from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
 from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
-from cellcache.explain import Explanation, Step, Watched
+from cellcache.explain import Explanation, explain
 from cellcache.invalidations import Invalidations
 from cellcache.maintenance import Maintenance
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid
@@ -335,17 +335,13 @@ class CellDirectory:
 
     def explain(self, instance_uuid: str | UUID) -> Explanation:
         """Resolve one instance and tell what each step found and took. Not counted in `stats`."""
-        key = canonical_uuid(instance_uuid)
-        steps: list[Step] = []
-        parts: list[Any] = [Watched(part, steps) for part in (self._store, self._backend, self._cells)]
-        store, backend, cells = parts
-        reader = ReadThrough(store, backend, cells, Counters(), self.settings)
-        cell: CellMapping | None
-        try:
-            cell = reader.resolve(key, backend.lookup(key))
-        except InstanceNotMapped:
-            cell = None
-        return Explanation(key, cell, steps)
+        return explain(
+            canonical_uuid(instance_uuid),
+            store=self._store,
+            backend=self._backend,
+            cells=self._cells,
+            settings=self.settings,
+        )
 
     # -- watching it -------------------------------------------------------------------------------------------
 
