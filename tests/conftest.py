@@ -21,6 +21,7 @@ from tests.servers import Kind, MariaDB, Memcached, PostgreSQL, Redis, missing
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 _SERVER_FIXTURES = {"memcached", "memcacheds", "redis_server", "mariadb", "postgresql"}
+_RUN_ON_THE_WHEEL = ("test_packaging", "test_migrations", "test_cli")
 _shared: list[Server] = []
 _database_names = (f"test_{number}" for number in itertools.count(1))
 
@@ -93,8 +94,10 @@ def _shared_server(server: AnyServer) -> Iterator[AnyServer]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, so that `-m "not servers"` leaves them out."""
+    """Mark the tests that need a server, for `-m "not servers"`, and those that run on the wheel too."""
     for item in items:
+        if item.path.name.startswith(_RUN_ON_THE_WHEEL):
+            item.add_marker("packaging")
         fixtures = set(getattr(item, "fixturenames", ()))
         call = getattr(item, "callspec", None)
         chosen = set(call.params.values()) if call and "database_url" in call.params else set()
