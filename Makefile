@@ -1,0 +1,74 @@
+# Everything that a developer or a build machine runs. `make` alone lists it.
+
+VENV   := .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+EXTRAS := redis,postgresql,test
+CODE   := cellcache backends migrations tests benchmarks
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons clean
+
+help:  ## List what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.installed  ## See the main job on SQLite, without any server
+	$(BIN)/cellcache demo
+
+test: lint servers test-wheel test-suite  ## Everything, with real servers; installs those that are missing where it may
+
+quick: $(VENV)/.installed-for-tests  ## The tests that need no server and little time
+	$(BIN)/python -m pytest -q -m "not servers and not slow and not wheel"
+
+lint: $(VENV)/.installed-for-tests  ## ruff and mypy
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+
+servers: $(VENV)/.installed-for-tests  ## Install the servers that the tests lack, or say in a line each what to install
+	@packages="$$($(BIN)/python -m tests.servers --packages)"; [ -z "$$packages" ] || sh tests/apt_install.sh $$packages || true
+	@$(BIN)/python -m tests.servers
+
+test-suite: $(VENV)/.installed-for-tests  ## The tests alone, with the servers there are
+	$(BIN)/python -m pytest -m "not wheel"
+
+# The folder that they run in holds no cellcache, so that what they import is what the wheel installed.
+test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and command line against the built wheel
+	rm -rf build
+	.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir build/wheel .
+	.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet install "$$(echo build/wheel/*.whl)[$(EXTRAS)]"
+	.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --force-reinstall build/wheel/*.whl
+	mkdir build/elsewhere
+	cp -R pyproject.toml tests benchmarks docs $(wildcard *.md) build/elsewhere
+	cd build/elsewhere && CELLCACHE_SOURCE=$(CURDIR) ../../.venv-wheel/bin/python -m pytest -m packaging
+
+test-pythons: $(VENV)/.installed-for-tests  ## The quick tests under each further Python there is
+	@for version in 3.11 3.12 3.13; do \
+	    if [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = $$version ]; then \
+	        continue; \
+	    elif sh tests/find_python.sh $$version >/dev/null; then \
+	        echo "Python $$version:"; \
+	        $(MAKE) --no-print-directory quick VENV=.venv-$$version || exit; \
+	    else \
+	        echo "Python $$version: not found; the tests are SKIPPED there"; \
+	    fi; \
+	done
+
+clean:  ## Remove the environments and whatever was built
+	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are older than pyproject.toml once that changes, and only then is anything installed again.
+$(VENV)/.installed: pyproject.toml $(VENV)/.created
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-for-tests: pyproject.toml $(VENV)/.created
+	$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.installed
+
+%/.created:
+	sh tests/make_venv.sh $(@D) $(filter 3.%,$(@D:.venv-%=%))
+	@touch $@
