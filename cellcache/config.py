@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -87,9 +87,14 @@ class DatabaseSettings(_Section):
     connect_timeout_s: Seconds = 2.0
 
     @property
+    def connection_url(self) -> str:
+        """The URL, password and all."""
+        return self.url.get_secret_value()
+
+    @property
     def sqlalchemy_url(self) -> URL:
-        """The URL as `create_engine` takes it, password and all."""
-        return make_url(self.url.get_secret_value())
+        """The same, taken apart; shows no password of its own accord."""
+        return make_url(self.connection_url)
 
 
 class CacheSettings(_Section):
@@ -127,11 +132,13 @@ class CacheSettings(_Section):
             return arguments
         for key in ("ttl_s", "lease_ttl_s", "fence_ttl_s", "timeout_s", "retry_s", "key_prefix", "max_entries"):
             arguments[key] = getattr(self, key)
-        if self.backend == MEMCACHED:
-            arguments |= {"servers": list(self.servers), "tls_context": self._tls_context()}
+        if self.backend in {MEMCACHED, REDIS}:
             arguments |= {"username": self.username, "password": _clear(self.password) or None}
+            arguments["tls_context"] = self._tls_context()
+        if self.backend == MEMCACHED:
+            arguments["servers"] = list(self.servers)
         if self.backend == REDIS:
-            arguments["url"] = self._full_redis_url()
+            arguments["url"] = _clear(self.url)
         return arguments
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
@@ -178,21 +185,9 @@ class CacheSettings(_Section):
                 yield key, "TLS to Redis is asked for in the URL: begin url with rediss://"
 
     def _tls_context(self) -> ssl.SSLContext | None:
-        return verifying_context(self.tls_ca, self.tls_cert, self.tls_key) if self.tls else None
-
-    def _full_redis_url(self) -> str:
-        """Return the URL with the keys that stand beside it written into it: redis-py takes all of them there."""
-        parts = urlsplit(_clear(self.url))
-        user, at, host = parts.netloc.rpartition("@")
-        if self.password:
-            name = quote(self.username, safe="") if self.username else parts.username or ""
-            user, at = f"{name}:{quote(_clear(self.password), safe='')}", "@"
-        query = dict(parse_qsl(parts.query))
-        if parts.scheme == "rediss":
-            verifying_context(self.tls_ca, self.tls_cert, self.tls_key)  # redis-py would not say which file is wrong
-            files = {"ssl_ca_certs": self.tls_ca, "ssl_certfile": self.tls_cert, "ssl_keyfile": self.tls_key}
-            query = {"ssl_check_hostname": "true"} | query | {name: str(file) for name, file in files.items() if file}
-        return parts._replace(netloc=f"{user}{at}{host}", query=urlencode(query)).geturl()
+        """Without any of our keys, TLS to Redis is what its URL says: the backend reads that."""
+        wanted = self.tls or self.tls_ca or self.tls_cert
+        return verifying_context(self.tls_ca, self.tls_cert, self.tls_key) if wanted else None
 
 
 class CellsSettings(_Section):

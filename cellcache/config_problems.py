@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from cellcache.masking import MASK, mask_text
 
@@ -41,21 +41,6 @@ def explain(error: ValidationError, keys: Keys, origin: Origin) -> str:
     return "\n".join(_lines(error, keys, origin))
 
 
-def show(key: str, value: object) -> str:
-    """Return a rejected value as an error may show it: of a URL the scheme, as who knows where its password ends."""
-    if key == "url" and isinstance(value, str):
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
-        return f"'{scheme[0] if scheme else ''}{MASK}'"
-    if key in {"url", "password", "arguments"}:
-        return f"'{MASK}'"
-    if isinstance(value, str | os.PathLike):
-        text = re.sub(r"^[^/]*@", f"{MASK}@", mask_text(str(value)))
-        return repr(text if len(text) <= 80 else f"{text[:77]}...")
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(show(key, item) for item in value)}]"
-    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
-
-
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return the end of a line that suggests the nearest name, or nothing where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
@@ -79,7 +64,25 @@ def _lines(error: ValidationError, keys: Keys, origin: Origin) -> Iterator[str]:
 
 def _line(problem: Problem, origin: Origin) -> str:
     section, key, value, text = problem
-    return f"{section}.{key} = {show(key, value)}{_source(section, key, origin)}: {text}"
+    what = "is not set" if value is None else f"= {_shown(key, value)}"
+    return f"{section}.{key} {what}{_source(section, key, origin)}: {text}"
+
+
+def _shown(key: str, value: object) -> str:
+    """Return a rejected value as an error may show it: of a URL the scheme, as who knows where its password ends."""
+    if key == "url" and isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if key == "url" and isinstance(value, str):
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
+        return f"'{scheme[0] if scheme else ''}{MASK}'"
+    if key in {"url", "password", "arguments"}:
+        return f"'{MASK}'"
+    if isinstance(value, str | os.PathLike):
+        text = re.sub(r"(?s)^.*@", f"{MASK}@", mask_text(str(value)))
+        return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_shown(key, item) for item in value)}]"
+    return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _source(section: str, key: str, origin: Origin) -> str:
