@@ -1,0 +1,63 @@
+"""What people write on a command line: a cell by name or UUID, a length of time, a URL that others must not see."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from cellcache.cli.exits import UsageProblem
+from cellcache.errors import CellNotFound, ConfigError, InvalidUUID
+from cellcache.model import CellMapping, canonical_uuid
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+_duration = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)").fullmatch
+
+
+class AmbiguousCell(UsageProblem):
+    """Several cells have this name; use the UUID."""
+
+
+def find_cell(cells: Iterable[CellMapping], wanted: str) -> CellMapping:
+    """Return the cell with this UUID or this name."""
+    try:
+        uuid = canonical_uuid(wanted)
+    except InvalidUUID:
+        found = [cell for cell in cells if cell.name == wanted]
+    else:
+        found = [cell for cell in cells if cell.uuid == uuid]
+    if not found:
+        raise CellNotFound(wanted)
+    if len(found) > 1:
+        uuids = ", ".join(cell.uuid for cell in found)
+        raise AmbiguousCell(f"{len(found)} cells are called {wanted}; name one by its UUID: {uuids}")
+    return found[0]
+
+
+def seconds(text: str) -> float:
+    """Return a length of time written as 90, 90s, 15m, 1h or 2d."""
+    found = _duration(text.strip().lower())
+    if not found or found[2] not in {"", *_UNITS}:
+        raise typer.BadParameter(f"{text!r} is not a length of time; write 90, 90s, 15m, 1h or 2d")
+    return float(found[1]) * _UNITS.get(found[2], 1)
+
+
+def secret_url(option: str, given: str | None, file: str | None, variable: str | None) -> str | None:
+    """Return a URL given as text, in a file (`-`: stdin) or in the environment; None where it was not given."""
+    if given is not None and file is not None:
+        raise UsageProblem(f"give {option} or {option}-file, not both")
+    if given == "-":
+        given, file = None, "-"
+    if file is None:
+        return os.environ.get(variable) if given is None and variable else given
+    try:
+        text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option}-file {file}: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"{option}-file {file}: holds nothing")
+    return text.strip()

@@ -1,0 +1,22 @@
+"""What a shell offers where a cell is to be named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from cellcache.cli.commands import Session
+from cellcache.errors import CellCacheError
+
+
+def complete_cell(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the cells by name with their UUIDs, or by UUID; nothing where the database cannot be asked."""
+    config = ctx.params.get("config") or ctx.find_root().params.get("config")
+    try:
+        with Session(Path(config) if config else None).directory() as directory:
+            cells = directory.list_cells()
+    except CellCacheError:
+        return []
+    choices = [(cell.name, cell.uuid) for cell in cells if cell.name] + [(cell.uuid, cell.name or "") for cell in cells]
+    return [(choice, meaning) for choice, meaning in choices if choice.startswith(incomplete)]

@@ -1,0 +1,107 @@
+"""Exit codes: one table from errors to codes, and the one line that a person reads."""
+
+from __future__ import annotations
+
+import enum
+import sys
+import traceback
+from typing import Any
+
+from cellcache.errors import (
+    BackendUnsupported,
+    CacheUnavailable,
+    CellCacheError,
+    ConfigError,
+    DatabaseUnavailable,
+    InvalidUUID,
+    InvalidValue,
+    SchemaError,
+)
+from cellcache.masking import mask_text
+
+
+class ExitCode(enum.IntEnum):
+    FINE = 0
+    NO = 1
+    USAGE = 2
+    DATABASE = 3
+    CACHE = 4
+    BUG = 70
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+class UsageProblem(CellCacheError):
+    """What was asked for cannot be: options that exclude each other, say."""
+
+
+MEANINGS = {
+    ExitCode.FINE: "fine",
+    ExitCode.NO: "the answer is no (not mapped, a conflict), or a check found a fault",
+    ExitCode.USAGE: "the command line or the configuration cannot be used",
+    ExitCode.DATABASE: "a database did not answer, or lacks the tables",
+    ExitCode.CACHE: "a cache node is away and writes are to be refused, or it is too old",
+    ExitCode.BUG: "an error that nobody foresaw: please report it",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
+    ExitCode.BROKEN_PIPE: "whoever read the output has gone",
+}
+
+_CODES: dict[type[CellCacheError], ExitCode] = {
+    CellCacheError: ExitCode.NO,
+    InvalidUUID: ExitCode.USAGE,
+    InvalidValue: ExitCode.USAGE,
+    UsageProblem: ExitCode.USAGE,
+    ConfigError: ExitCode.USAGE,
+    SchemaError: ExitCode.DATABASE,
+    DatabaseUnavailable: ExitCode.DATABASE,
+    CacheUnavailable: ExitCode.CACHE,
+    BackendUnsupported: ExitCode.CACHE,
+}
+
+
+def exit_code_of(error: CellCacheError) -> ExitCode:
+    """Return the code of the nearest class in the table; an error that is not named there means "no"."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
+def epilog() -> str:
+    """Return the codes as the last lines of `--help`."""
+    documented = (code for code in ExitCode if code <= ExitCode.CACHE)
+    return "[bold]Exit codes[/]\n" + "\n".join(f"  {code:d}  {MEANINGS[code]}" for code in documented)
+
+
+def printable(text: str) -> str:
+    """Return text that cannot steer a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def complain(message: object) -> None:
+    """Write to stderr what is wrong: a line each thing, no control characters, no passwords."""
+    for line in str(message).splitlines():
+        sys.stderr.write(f"cellcache: {mask_text(printable(line))}\n")
+
+
+def complain_of_bug(error: Exception, *, verbose: bool) -> None:
+    """Say in one line what was not foreseen; the traceback only for those who asked for it."""
+    if verbose:
+        sys.stderr.write(mask_text("".join(traceback.format_exception(error))))
+    first_line = next(iter(str(error).splitlines()), "")
+    complain(
+        f"unexpected {type(error).__name__}: {first_line or 'no message'}; please report this, with what --verbose adds"
+    )
+
+
+def usage_problem(error: Exception) -> str | None:
+    """Return what the parser says is wrong with the command line ("": nothing more), None if it is not the parser's.
+
+    Told by its shape: the parser's classes moved between packages from one release of typer to the next.
+    """
+    describe: Any = getattr(error, "format_message", None)
+    if describe is None or not hasattr(error, "exit_code"):
+        return None
+    description = str(describe()).strip().rstrip(".")
+    if not description:
+        return ""  # no command was named, and the help has been shown
+    context: Any = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"{description}{hint}"

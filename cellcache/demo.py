@@ -1,0 +1,396 @@
+"""The demonstration: cells, instances, the requests between them, and what each kind of lookup cost.
+
+It writes what a deployment's services would write, asks as they would ask, checks every answer against what it
+wrote, and leaves the database as it found it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+from sqlalchemy import URL, Connection, bindparam, create_engine, select
+
+from cellcache import schema
+from cellcache.config import Settings
+from cellcache.demo_cells import CellDatabase, cell_databases, instances
+from cellcache.directory import CellDirectory
+from cellcache.errors import CellCacheError, InstanceNotMapped, SchemaError
+from cellcache.masking import mask_url
+from cellcache.tables import instance_mapping
+
+T = TypeVar("T")
+
+_BULK = 1000
+_PROJECTS = 40
+
+Tick = Callable[[int], None]
+"""Called with how many more things are done."""
+
+
+class WrongAnswer(CellCacheError):
+    """A lookup answered other than what had been written: the one thing that must not happen."""
+
+
+class DatabaseInUse(CellCacheError):
+    """The database has mappings already; the demonstration works beside them only when told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    revision: str
+    cells: dict[str, str]
+    """Each cell's name, and its database without the password."""
+    instances: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedRequest:
+    """One request, station by station."""
+
+    instance_uuid: str
+    cell_uuid: str
+    cell: str
+    database: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    requests: int
+    seconds: float
+    median_s: float
+    hits: int
+    misses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one kind of call took: `lookups` instances in each of `calls` calls."""
+
+    kind: str
+    lookups: int
+    calls: int
+    median_s: float
+    p99_s: float
+    of_sql: float
+    """The median as a share of the same question put straight to SQL."""
+    from_cache: float
+    """The share of lookups that the cache answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    instance_uuid: str
+    before: str
+    after: str
+    elsewhere: str | None
+    """What another directory over the same shared cache answers next; None where no other can see this cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    cell: str
+    marked: int
+    purged: int
+    spared_as_young: int
+    pruned: int
+    purged_mapped_before: int
+    purged_mapped_after: int
+    marked_mapped_after: int
+
+
+class Demonstration:
+    """Use with `with`: entering makes the cells, leaving removes all that was written, unless asked to `keep` it.
+
+    `beside_existing` allows a database that has mappings; they are neither read nor changed.
+    """
+
+    def __init__(
+        self, settings: Settings, *, size: int, keep: bool = False, beside_existing: bool = False, seed: int = 1
+    ) -> None:
+        self._settings = settings
+        self._url = settings.database.sqlalchemy_url
+        self.size = size
+        self._keep = keep
+        self._beside_existing = beside_existing
+        self._dice = random.Random(seed)  # noqa: S311 - a story that can be told again, not a secret
+        self._stack = ExitStack()
+        self._cells: dict[str, CellDatabase] = {}
+        self._where: dict[str, str] = {}
+        self.answers_checked = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(_tables(self._url, keep=self._keep))
+            databases = stack.enter_context(cell_databases(self._url, keep=self._keep))
+            self._directory = stack.enter_context(CellDirectory.open(self._settings))
+            if not self._beside_existing and list(self._directory.list_instances(limit=1)):
+                raise DatabaseInUse(
+                    "the configured database has instance mappings already: nothing was done; "
+                    "name another database, or let the demonstration work beside them with --beside-existing"
+                )
+            if not self._keep:
+                stack.callback(self._remove_mappings)
+            for database in databases:
+                self._cells[self._directory.create_cell(database.name, database.url, "none:///").uuid] = database
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _remove_mappings(self) -> None:
+        for batch in _batches(self._where):
+            self._directory.prune(batch)
+        for cell_uuid in self._cells:
+            self._directory.delete_cell(cell_uuid)
+
+    @property
+    def promise(self) -> str:
+        return self._directory.promise
+
+    @property
+    def place(self) -> str:
+        """Where all this happens, without passwords."""
+        cache = self._settings.cache
+        servers = ", ".join(cache.servers) or (mask_url(cache.url.get_secret_value()) if cache.url else "")
+        return f"{self._url.render_as_string(hide_password=True)} and {cache.backend} {servers}".strip()
+
+    @property
+    def _coherent(self) -> bool:
+        return self._settings.cache.backend.startswith("cellcache.")
+
+    def prepare(self, tick: Tick) -> Prepared:
+        """Boot the instances in their cells and map them, written through to the cache."""
+        started = time.perf_counter()
+        cells = list(self._cells)
+        projects = [self._new_uuid().replace("-", "") for _ in range(_PROJECTS)]
+        for batch in _batches(range(self.size)):
+            rows = [(self._new_uuid(), self._dice.choice(cells), self._dice.choice(projects)) for _ in batch]
+            self._where.update((uuid, cell) for uuid, cell, _ in rows)
+            self._directory.map_instances(rows)
+            for cell, database in self._cells.items():
+                database.boot([(uuid, project) for uuid, its_cell, project in rows if its_cell == cell], self._dice)
+            tick(len(batch))
+        databases = {database.name: mask_url(database.url) for database in self._cells.values()}
+        return Prepared(schema.head(), databases, self.size, time.perf_counter() - started)
+
+    def follow_one_request(self) -> FollowedRequest:
+        """Serve one request as the specification draws it, and keep what each station said."""
+        uuid = self._dice.choice(list(self._where))
+        cell = self._directory.resolve_cell(uuid)
+        self._check(cell.uuid, self._where[uuid])
+        with self._directory.connect_cell(uuid) as connection:
+            row = _read_instance(connection, uuid)
+        return FollowedRequest(uuid, cell.uuid, cell.name or "", mask_url(cell.database_connection), row)
+
+    def serve(self, requests: int, tick: Tick) -> Served:
+        """Serve requests with an empty cache to begin with, for popular instances more often than for others."""
+        uuids = list(self._where)
+        self._empty_cache(uuids)
+        before = self._directory.stats()
+        times = []
+        started = time.perf_counter()
+        for _ in range(requests):
+            uuid = uuids[int(self._dice.paretovariate(0.6)) % len(uuids)]
+            asked = time.perf_counter()
+            with self._directory.connect_cell(uuid) as connection:
+                row = _read_instance(connection, uuid)
+            times.append(time.perf_counter() - asked)
+            self._check(row["uuid"], uuid)
+            tick(1)
+        seconds = time.perf_counter() - started
+        after = self._directory.stats()
+        return Served(
+            requests, seconds, statistics.median(times), after.hits - before.hits, after.misses - before.misses
+        )
+
+    def measure(self, rounds: int, tick: Tick) -> list[Cost]:
+        """Put the same questions in every way there is, in turn, so that all meet the same moods of the machine."""
+        resolve_cell, resolve_cells = self._directory.resolve_cell, self._directory.resolve_cells
+        sample, bulk = min(200, self.size), min(_BULK, self.size)
+        uuids = list(self._where)
+        times: dict[str, list[float]] = defaultdict(list)
+        answered: Counter[str] = Counter()
+
+        def timed(kind: str, question: Callable[[Any], T], key: object) -> T:
+            started = time.perf_counter()
+            answer = question(key)
+            times[kind].append(time.perf_counter() - started)
+            return answer
+
+        @contextmanager
+        def counting(kind: str) -> Iterator[None]:
+            before = self._directory.stats()
+            yield
+            after = self._directory.stats()
+            answered[kind] += after.hits - before.hits + after.negative_hits - before.negative_hits
+
+        def not_mapped(stranger: str) -> bool:
+            try:
+                resolve_cell(stranger)
+            except InstanceNotMapped:
+                return True
+            return False
+
+        with _straight_from_sql(self._url) as (one_row, many_rows):
+            for _ in range(rounds):
+                few, many = self._dice.sample(uuids, sample), self._dice.sample(uuids, bulk)
+                strangers = [self._new_uuid() for _ in range(sample)]
+                expected = {uuid: self._where[uuid] for uuid in many}
+                self._empty_cache([*few, *many])
+                for uuid in few:
+                    self._check(timed("sql", one_row, uuid), self._where[uuid])
+                for kind in ("miss", "hit"):
+                    with counting(kind):
+                        for uuid in few:
+                            self._check(timed(kind, resolve_cell, uuid).uuid, self._where[uuid])
+                for kind in ("not mapped, first time", "not mapped, again"):
+                    with counting(kind):
+                        for stranger in strangers:
+                            self._check(timed(kind, not_mapped, stranger), True)
+                self._empty_cache(many)
+                self._check(timed("sql at once", many_rows, many), expected)
+                for kind in ("miss at once", "hit at once"):
+                    with counting(kind):
+                        found = timed(kind, resolve_cells, many)
+                    self._check({uuid: cell.uuid for uuid, cell in found.items()}, expected)
+                tick(1)
+        median = {kind: statistics.median(taken) for kind, taken in times.items()}
+        costs = []
+        for kind, taken in times.items():
+            lookups, straight = (bulk, "sql at once") if kind.endswith("at once") else (1, "sql")
+            costs.append(
+                Cost(
+                    kind=kind,
+                    lookups=lookups,
+                    calls=len(taken),
+                    median_s=median[kind],
+                    p99_s=sorted(taken)[(len(taken) - 1) * 99 // 100],
+                    of_sql=median[kind] / median[straight],
+                    from_cache=answered[kind] / (lookups * len(taken)),
+                )
+            )
+        return costs
+
+    def move_one(self) -> Moved:
+        """Move an instance to another cell, row and mapping, and ask again at once: here, and elsewhere."""
+        uuid, before = next(iter(self._where.items()))
+        after = next(cell for cell in self._cells if cell != before)
+        with ExitStack() as stack:
+            others = [stack.enter_context(CellDirectory.open(self._settings))] if self._coherent else []
+            for directory in (self._directory, *others):
+                self._check(directory.resolve_cell(uuid).uuid, before)
+            self._cells[before].hand_over(uuid, self._cells[after])
+            self._directory.move_instance(uuid, after)
+            self._where[uuid] = after
+            seen = [directory.resolve_cell(uuid).uuid for directory in (self._directory, *others)]
+        for answer in seen:
+            self._check(answer, after)
+        names = [self._cells[answer].name for answer in seen]
+        return Moved(uuid, self._cells[before].name, names[0], names[1] if others else None)
+
+    def purge_some(self) -> Purged:
+        """Delete instances in one cell, purge half of them, and prune the mappings of those that are gone."""
+        [(cell, population)] = Counter(self._where.values()).most_common(1)
+        mine = (uuid for uuid, its_cell in self._where.items() if its_cell == cell)
+        marked = list(islice(mine, min(200, population)))
+        purged, spared = marked[::2], marked[1::2]
+        self._cells[cell].mark_deleted(marked)
+        self._cells[cell].purge(purged)
+        mapped_before = self._mapped(purged)
+        too_young = self._directory.prune_purged(cell, dry_run=True)
+        report = self._directory.prune_purged(cell, older_than_s=0)
+        answers = Purged(
+            self._cells[cell].name,
+            len(marked),
+            len(purged),
+            len(purged) - too_young.removed,
+            report.removed,
+            mapped_before,
+            self._mapped(purged),
+            self._mapped(spared),
+        )
+        self._check((answers.pruned, answers.purged_mapped_after), (len(purged), 0))
+        self._check(answers.marked_mapped_after, len(spared))
+        for uuid in purged:
+            del self._where[uuid]
+        return answers
+
+    def _mapped(self, uuids: Sequence[str]) -> int:
+        return len(self._directory.resolve_cells(uuids))
+
+    def _new_uuid(self) -> str:
+        return str(UUID(int=self._dice.getrandbits(128), version=4))
+
+    def _empty_cache(self, uuids: Iterable[str]) -> None:
+        for batch in _batches(uuids):
+            self._directory.region.delete_multi(batch)
+
+    def _check(self, answer: object, expected: object) -> None:
+        self.answers_checked += 1
+        if answer != expected:
+            raise WrongAnswer(f"asked for what had been written as {expected}, the answer was {answer}: report this")
+
+
+def _batches(things: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(things)
+    while batch := list(islice(iterator, _BULK)):
+        yield batch
+
+
+def _read_instance(connection: Connection, uuid: str) -> dict[str, Any]:
+    return dict(connection.execute(select(instances).where(instances.c.uuid == uuid)).mappings().one())
+
+
+@contextmanager
+def _tables(url: URL, *, keep: bool) -> Iterator[None]:
+    """Create the tables where there are none, and take them away again; refuse those of another release."""
+    found = schema.current(url)
+    if found is not None and found != schema.head():
+        raise SchemaError(f"the tables are at revision {found}, not at {schema.head()}; run `cellcache db upgrade`")
+    if found is None:
+        schema.upgrade(url)
+    try:
+        yield
+    finally:
+        if found is None and not keep:
+            schema.downgrade(url, "base")
+
+
+@contextmanager
+def _straight_from_sql(url: URL) -> Iterator[tuple[Callable[[str], str | None], Callable[[list[str]], dict[str, str]]]]:
+    """Give the two questions as one puts them without cellcache, as lean as SQLAlchemy and its pool allow."""
+    # A pooled connection in autocommit has nothing to roll back, so it is spared the round trip for it.
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, hide_parameters=True)
+    mapping = instance_mapping.c
+    of_one = select(mapping.cell_uuid).where(mapping.instance_uuid == bindparam("uuid"))
+    of_many = select(mapping.instance_uuid, mapping.cell_uuid).where(
+        mapping.instance_uuid.in_(bindparam("uuids", expanding=True))
+    )
+
+    def one(uuid: str) -> str | None:
+        with engine.connect() as connection:
+            return connection.scalar(of_one, {"uuid": uuid})
+
+    def many(uuids: list[str]) -> dict[str, str]:
+        with engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(of_many, {"uuids": uuids})}
+
+    try:
+        yield one, many
+    finally:
+        engine.dispose()

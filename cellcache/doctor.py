@@ -1,0 +1,229 @@
+"""The examination: reach every server that the configuration names, and say what to do about what is wrong.
+
+It changes nothing. No finding holds a password.
+"""
+
+from __future__ import annotations
+
+import enum
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, make_url, text
+
+from cellcache import schema
+from cellcache.config import DatabaseSettings, Settings
+from cellcache.database import database_errors, open_engine
+from cellcache.directory import CellDirectory
+from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
+from cellcache.masking import mask_url
+from cellcache.model import CellMapping
+from cellcache.protocol import NodeStatus
+
+_PINGS = 5
+_CELLS_AT_ONCE = 16
+_OVERDUE_S = 60.0
+
+_VERSION_OF = {
+    "mysql": "SELECT VERSION()",
+    "mariadb": "SELECT VERSION()",
+    "postgresql": "SHOW server_version",
+    "sqlite": "SELECT sqlite_version()",
+}
+
+
+class Level(enum.StrEnum):
+    FINE = "fine"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. `advice` says what to do about it; there is none where all is well."""
+
+    what: str
+    name: str
+    level: Level = Level.FINE
+    says: str = ""
+    version: str | None = None
+    round_trip_s: float | None = None
+    advice: str | None = None
+
+
+def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
+    """Yield the findings as they come in; an unreachable server takes as long as its time limit."""
+    database = _database(settings.database)
+    yield database
+    readable = database.level is not Level.PROBLEM
+    if readable:
+        tables = _tables(settings)
+        yield tables
+        readable = tables.level is not Level.PROBLEM
+    try:
+        directory = CellDirectory.open(settings)
+    except BackendUnsupported as error:
+        yield Finding(
+            what="cache",
+            name=settings.cache.backend,
+            level=Level.PROBLEM,
+            says=str(error),
+            advice="Upgrade that server.",
+        )
+        return
+    with directory:
+        yield _promise(settings, directory)
+        yield from map(_node, directory.check_cache())
+        if readable:
+            yield _invalidations(directory)
+            if cells:
+                yield from _cells(settings, directory.list_cells())
+
+
+def _database(settings: DatabaseSettings) -> Finding:
+    url = settings.url.get_secret_value()
+    name = mask_url(url)
+    try:
+        version, round_trip_s, _ = _ask(url, settings)
+    except CellCacheError as error:
+        return Finding(
+            what="database",
+            name=name,
+            level=Level.PROBLEM,
+            says=str(error),
+            advice="See that the server runs, and that database.url names it, the account and the database rightly. "
+            "For a new SQLite file: `cellcache db upgrade`.",
+        )
+    return Finding(what="database", name=name, version=version, round_trip_s=round_trip_s)
+
+
+def _ask(url: str, limits: DatabaseSettings) -> tuple[str, float, bool]:
+    """Return the server's version, the round trip to it, and whether there is an `instances` table."""
+    file = make_url(url)
+    if file.get_backend_name() == "sqlite" and file.database and not Path(file.database).exists():
+        raise DatabaseUnavailable(f"there is no file {file.database}")  # connecting would make one
+    engine = open_engine(
+        url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use="cell"
+    )
+    try:
+        with database_errors(url), engine.connect() as connection:
+            version = str(connection.scalar(text(_VERSION_OF[connection.dialect.name])))
+            return version, _round_trip_s(connection), inspect(connection).has_table("instances")
+    finally:
+        engine.dispose()
+
+
+def _round_trip_s(connection: Connection) -> float:
+    times = []
+    for _ in range(_PINGS):
+        started = time.perf_counter()
+        connection.exec_driver_sql("SELECT 1").close()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _tables(settings: Settings) -> Finding:
+    url, newest = settings.database.sqlalchemy_url, schema.head()
+    try:
+        found = schema.current(url)
+        differences = schema.check(url) if found == newest else []
+    except CellCacheError as error:
+        return Finding(what="tables", name="revision", level=Level.PROBLEM, says=str(error), advice="See the database.")
+    if found is None:
+        says, advice = "there are none", "Run `cellcache db upgrade`."
+    elif found not in {revision.revision for revision in schema.history()}:
+        says = f"at {found}, which this release does not know (its newest is {newest})"
+        advice = "A newer cellcache migrated this database: install that one here."
+    elif found != newest:
+        says, advice = f"at {found}; this release's are at {newest}", "Run `cellcache db upgrade`."
+    elif differences:
+        says = f"at {found}, but altered since: {'; '.join(differences[:3])}"
+        return Finding(
+            what="tables", name="revision", level=Level.NOTE, says=says, advice="Compare with `cellcache db check`."
+        )
+    else:
+        return Finding(what="tables", name="revision", says=f"{found}, the newest")
+    return Finding(what="tables", name="revision", level=Level.PROBLEM, says=says, advice=advice)
+
+
+def _promise(settings: Settings, directory: CellDirectory) -> Finding:
+    return Finding(what="cache", name=settings.cache.backend, says=directory.promise)
+
+
+def _node(node: NodeStatus) -> Finding:
+    return Finding(
+        what="cache node",
+        name=mask_url(node.name),
+        level=Level.FINE if node.trouble is None else Level.PROBLEM,
+        says=node.trouble or "",
+        version=node.version,
+        round_trip_s=node.round_trip_s,
+        advice=None
+        if node.trouble is None
+        else "See that it runs and can be reached from here. Meanwhile lookups of its instances go to SQL, and writes "
+        "leave invalidations that are delivered once it is back.",
+    )
+
+
+def _invalidations(directory: CellDirectory) -> Finding:
+    statistics_ = directory.stats()
+    waiting, oldest_s = statistics_.invalidations_pending, statistics_.invalidations_oldest_s
+    what, name = "invalidations", "waiting"
+    if not waiting:
+        return Finding(what=what, name=name, says="none")
+    says = f"{waiting:,}, the oldest for {oldest_s or 0:,.0f} s"
+    if oldest_s is None or oldest_s < _OVERDUE_S:
+        return Finding(what=what, name=name, level=Level.NOTE, says=says, advice="Look again in a minute.")
+    return Finding(
+        what=what,
+        name=name,
+        level=Level.PROBLEM,
+        says=says,
+        advice="Bring the cache node back that writers cannot reach: any process that has the directory open then "
+        "delivers them. Until then, readers who do reach that node may see what was true before those writes.",
+    )
+
+
+def _cells(settings: Settings, cells: list[CellMapping]) -> Iterator[Finding]:
+    if not cells:
+        yield Finding(
+            what="cell",
+            name="-",
+            level=Level.NOTE,
+            says="there are none",
+            advice="Add the first with `cellcache cell create`.",
+        )
+        return
+    with ThreadPoolExecutor(_CELLS_AT_ONCE) as threads:
+        yield from threads.map(lambda cell: _cell(settings, cell), cells)
+
+
+def _cell(settings: Settings, cell: CellMapping) -> Finding:
+    name = cell.name or cell.uuid
+    says = f"{mask_url(cell.database_connection)}{' (disabled)' if cell.disabled else ''}"
+    try:
+        version, round_trip_s, has_instances = _ask(cell.database_connection, settings.database)
+    except CellCacheError as error:
+        return Finding(
+            what="cell",
+            name=name,
+            level=Level.PROBLEM,
+            says=str(error),
+            advice=f"See that its database runs, or put its URL right: `cellcache cell update {cell.uuid} "
+            "--database-connection-file FILE`.",
+        )
+    if not has_instances:
+        return Finding(
+            what="cell",
+            name=name,
+            level=Level.PROBLEM,
+            says=f"{says}: no `instances` table",
+            version=version,
+            round_trip_s=round_trip_s,
+            advice="Its URL names a database that is not a cell's, or the cell's own migrations have not run.",
+        )
+    return Finding(what="cell", name=name, says=says, version=version, round_trip_s=round_trip_s)
