@@ -14,7 +14,8 @@ from ipaddress import IPv6Address
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, Secret, SecretStr
+from annotated_types import Ge, Gt
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Secret, SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -142,8 +143,8 @@ def _checked_by(check: Callable[[str], None]) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Seconds = Annotated[float, BeforeValidator(_not_a_flag), Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_not_a_flag), Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_not_a_flag), Gt(0), AllowInfNan(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_not_a_flag), Ge(1)]
 DatabaseUrl = Annotated[SecretStr, _checked_by(_check_database_url)]
 RedisUrl = Annotated[SecretStr, _checked_by(_check_redis_url)]
 Backend = Annotated[str, AfterValidator(_check_backend)]
