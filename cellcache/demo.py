@@ -9,29 +9,32 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from uuid import UUID
+from uuid import uuid4
 
-from sqlalchemy import URL, Connection, bindparam, create_engine, select
+from sqlalchemy import Connection, select
 
 from cellcache import schema
 from cellcache.config import Settings
 from cellcache.demo_cells import CellDatabase, cell_databases, instances
+from cellcache.demo_costs import Cost, measure
+from cellcache.demo_tables import tables
 from cellcache.directory import CellDirectory
-from cellcache.errors import CellCacheError, InstanceNotMapped, SchemaError
+from cellcache.errors import CellCacheError
 from cellcache.masking import mask_url
-from cellcache.tables import instance_mapping
 
 T = TypeVar("T")
 
-_BULK = 1000
+_BATCH = 1000
 _PROJECTS = 40
+
+_dice = random.Random()  # noqa: S311 - a story, not a secret
 
 Tick = Callable[[int], None]
 """Called with how many more things are done."""
@@ -75,21 +78,6 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What one kind of call took: `lookups` instances in each of `calls` calls."""
-
-    kind: str
-    lookups: int
-    calls: int
-    median_s: float
-    p99_s: float
-    of_sql: float
-    """The median as a share of the same question put straight to SQL."""
-    from_cache: float
-    """The share of lookups that the cache answered."""
-
-
-@dataclass(frozen=True, slots=True)
 class Moved:
     instance_uuid: str
     before: str
@@ -116,15 +104,12 @@ class Demonstration:
     `beside_existing` allows a database that has mappings; they are neither read nor changed.
     """
 
-    def __init__(
-        self, settings: Settings, *, size: int, keep: bool = False, beside_existing: bool = False, seed: int = 1
-    ) -> None:
+    def __init__(self, settings: Settings, *, size: int, keep: bool = False, beside_existing: bool = False) -> None:
         self._settings = settings
         self._url = settings.database.sqlalchemy_url
         self.size = size
         self._keep = keep
         self._beside_existing = beside_existing
-        self._dice = random.Random(seed)  # noqa: S311 - a story that can be told again, not a secret
         self._stack = ExitStack()
         self._cells: dict[str, CellDatabase] = {}
         self._where: dict[str, str] = {}
@@ -132,7 +117,7 @@ class Demonstration:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(_tables(self._url, keep=self._keep))
+            stack.enter_context(tables(self._url, keep=self._keep))
             databases = stack.enter_context(cell_databases(self._url, keep=self._keep))
             self._directory = stack.enter_context(CellDirectory.open(self._settings))
             if not self._beside_existing and list(self._directory.list_instances(limit=1)):
@@ -177,20 +162,20 @@ class Demonstration:
         """Boot the instances in their cells and map them, written through to the cache."""
         started = time.perf_counter()
         cells = list(self._cells)
-        projects = [self._new_uuid().replace("-", "") for _ in range(_PROJECTS)]
+        projects = [uuid4().hex for _ in range(_PROJECTS)]
         for batch in _batches(range(self.size)):
-            rows = [(self._new_uuid(), self._dice.choice(cells), self._dice.choice(projects)) for _ in batch]
+            rows = [(str(uuid4()), _dice.choice(cells), _dice.choice(projects)) for _ in batch]
             self._where.update((uuid, cell) for uuid, cell, _ in rows)
             self._directory.map_instances(rows)
             for cell, database in self._cells.items():
-                database.boot([(uuid, project) for uuid, its_cell, project in rows if its_cell == cell], self._dice)
+                database.boot([(uuid, project) for uuid, its_cell, project in rows if its_cell == cell])
             tick(len(batch))
         databases = {database.name: mask_url(database.url) for database in self._cells.values()}
         return Prepared(schema.head(), databases, self.size, time.perf_counter() - started)
 
     def follow_one_request(self) -> FollowedRequest:
         """Serve one request as the specification draws it, and keep what each station said."""
-        uuid = self._dice.choice(list(self._where))
+        uuid = _dice.choice(list(self._where))
         cell = self._directory.resolve_cell(uuid)
         self._check(cell.uuid, self._where[uuid])
         with self._directory.connect_cell(uuid) as connection:
@@ -205,7 +190,7 @@ class Demonstration:
         times = []
         started = time.perf_counter()
         for _ in range(requests):
-            uuid = uuids[int(self._dice.paretovariate(0.6)) % len(uuids)]
+            uuid = uuids[int(_dice.paretovariate(0.6)) % len(uuids)]
             asked = time.perf_counter()
             with self._directory.connect_cell(uuid) as connection:
                 row = _read_instance(connection, uuid)
@@ -219,72 +204,16 @@ class Demonstration:
         )
 
     def measure(self, rounds: int, tick: Tick) -> list[Cost]:
-        """Put the same questions in every way there is, in turn, so that all meet the same moods of the machine."""
-        resolve_cell, resolve_cells = self._directory.resolve_cell, self._directory.resolve_cells
-        sample, bulk = min(200, self.size), min(_BULK, self.size)
-        uuids = list(self._where)
-        times: dict[str, list[float]] = defaultdict(list)
-        answered: Counter[str] = Counter()
-
-        def timed(kind: str, question: Callable[[Any], T], key: object) -> T:
-            started = time.perf_counter()
-            answer = question(key)
-            times[kind].append(time.perf_counter() - started)
-            return answer
-
-        @contextmanager
-        def counting(kind: str) -> Iterator[None]:
-            before = self._directory.stats()
-            yield
-            after = self._directory.stats()
-            answered[kind] += after.hits - before.hits + after.negative_hits - before.negative_hits
-
-        def not_mapped(stranger: str) -> bool:
-            try:
-                resolve_cell(stranger)
-            except InstanceNotMapped:
-                return True
-            return False
-
-        with _straight_from_sql(self._url) as (one_row, many_rows):
-            for _ in range(rounds):
-                few, many = self._dice.sample(uuids, sample), self._dice.sample(uuids, bulk)
-                strangers = [self._new_uuid() for _ in range(sample)]
-                expected = {uuid: self._where[uuid] for uuid in many}
-                self._empty_cache([*few, *many])
-                for uuid in few:
-                    self._check(timed("sql", one_row, uuid), self._where[uuid])
-                for kind in ("miss", "hit"):
-                    with counting(kind):
-                        for uuid in few:
-                            self._check(timed(kind, resolve_cell, uuid).uuid, self._where[uuid])
-                for kind in ("not mapped, first time", "not mapped, again"):
-                    with counting(kind):
-                        for stranger in strangers:
-                            self._check(timed(kind, not_mapped, stranger), True)
-                self._empty_cache(many)
-                self._check(timed("sql at once", many_rows, many), expected)
-                for kind in ("miss at once", "hit at once"):
-                    with counting(kind):
-                        found = timed(kind, resolve_cells, many)
-                    self._check({uuid: cell.uuid for uuid, cell in found.items()}, expected)
-                tick(1)
-        median = {kind: statistics.median(taken) for kind, taken in times.items()}
-        costs = []
-        for kind, taken in times.items():
-            lookups, straight = (bulk, "sql at once") if kind.endswith("at once") else (1, "sql")
-            costs.append(
-                Cost(
-                    kind=kind,
-                    lookups=lookups,
-                    calls=len(taken),
-                    median_s=median[kind],
-                    p99_s=sorted(taken)[(len(taken) - 1) * 99 // 100],
-                    of_sql=median[kind] / median[straight],
-                    from_cache=answered[kind] / (lookups * len(taken)),
-                )
-            )
-        return costs
+        """Ask in every way there is, and say what each took."""
+        return measure(
+            self._directory,
+            self._url,
+            self._where,
+            rounds=rounds,
+            empty_cache=self._empty_cache,
+            check=self._check,
+            tick=tick,
+        )
 
     def move_one(self) -> Moved:
         """Move an instance to another cell, row and mapping, and ask again at once: here, and elsewhere."""
@@ -333,9 +262,6 @@ class Demonstration:
     def _mapped(self, uuids: Sequence[str]) -> int:
         return len(self._directory.resolve_cells(uuids))
 
-    def _new_uuid(self) -> str:
-        return str(UUID(int=self._dice.getrandbits(128), version=4))
-
     def _empty_cache(self, uuids: Iterable[str]) -> None:
         for batch in _batches(uuids):
             self._directory.region.delete_multi(batch)
@@ -348,49 +274,9 @@ class Demonstration:
 
 def _batches(things: Iterable[T]) -> Iterator[list[T]]:
     iterator = iter(things)
-    while batch := list(islice(iterator, _BULK)):
+    while batch := list(islice(iterator, _BATCH)):
         yield batch
 
 
 def _read_instance(connection: Connection, uuid: str) -> dict[str, Any]:
     return dict(connection.execute(select(instances).where(instances.c.uuid == uuid)).mappings().one())
-
-
-@contextmanager
-def _tables(url: URL, *, keep: bool) -> Iterator[None]:
-    """Create the tables where there are none, and take them away again; refuse those of another release."""
-    found = schema.current(url)
-    if found is not None and found != schema.head():
-        raise SchemaError(f"the tables are at revision {found}, not at {schema.head()}; run `cellcache db upgrade`")
-    if found is None:
-        schema.upgrade(url)
-    try:
-        yield
-    finally:
-        if found is None and not keep:
-            schema.downgrade(url, "base")
-
-
-@contextmanager
-def _straight_from_sql(url: URL) -> Iterator[tuple[Callable[[str], str | None], Callable[[list[str]], dict[str, str]]]]:
-    """Give the two questions as one puts them without cellcache, as lean as SQLAlchemy and its pool allow."""
-    # A pooled connection in autocommit has nothing to roll back, so it is spared the round trip for it.
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, hide_parameters=True)
-    mapping = instance_mapping.c
-    of_one = select(mapping.cell_uuid).where(mapping.instance_uuid == bindparam("uuid"))
-    of_many = select(mapping.instance_uuid, mapping.cell_uuid).where(
-        mapping.instance_uuid.in_(bindparam("uuids", expanding=True))
-    )
-
-    def one(uuid: str) -> str | None:
-        with engine.connect() as connection:
-            return connection.scalar(of_one, {"uuid": uuid})
-
-    def many(uuids: list[str]) -> dict[str, str]:
-        with engine.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(of_many, {"uuids": uuids})}
-
-    try:
-        yield one, many
-    finally:
-        engine.dispose()

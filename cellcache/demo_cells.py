@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
+from uuid import uuid4
 
 from sqlalchemy import (
     URL,
@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from cellcache.database import translated
+from cellcache.demo_tables import remove_sqlite
 from cellcache.errors import ConfigError
 
 _metadata = MetaData()
@@ -68,7 +69,7 @@ class CellDatabase:
     url: str
     engine: Engine
 
-    def boot(self, uuids_and_projects: Iterable[tuple[str, str]], dice: random.Random) -> None:
+    def boot(self, uuids_and_projects: Iterable[tuple[str, str]]) -> None:
         """Insert a row for each instance, as a build does."""
         rows = [
             {
@@ -76,9 +77,9 @@ class CellDatabase:
                 "deleted": 0,
                 "uuid": uuid,
                 "project_id": project_id,
-                "user_id": UUID(int=dice.getrandbits(128)).hex,
+                "user_id": uuid4().hex,
                 "display_name": f"vm-{uuid[:8]}",
-                "host": f"{self.name}-host{dice.randrange(1, 41):02}",
+                "host": f"{self.name}-host{random.randrange(1, 41):02}",  # noqa: S311
                 "vm_state": "active",
                 "vcpus": 2,
                 "memory_mb": 4096,
@@ -157,8 +158,7 @@ def _create(url: URL, name: str) -> None:
 
 def _drop(url: URL, name: str) -> None:
     if url.get_backend_name() == "sqlite":
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(name + suffix).unlink(missing_ok=True)
+        remove_sqlite(name)
     else:
         _administer(url, "DROP DATABASE", name)
 

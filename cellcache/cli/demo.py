@@ -23,7 +23,8 @@ from cellcache.cli.commands import Session, command
 from cellcache.cli.exits import UsageProblem
 from cellcache.cli.render import as_text, duration, print_json, progress, terminal
 from cellcache.config import Settings
-from cellcache.demo import Cost, Demonstration, FollowedRequest, Moved, Prepared, Purged, Served, Tick
+from cellcache.demo import Demonstration, FollowedRequest, Moved, Prepared, Purged, Served, Tick
+from cellcache.demo_costs import Cost
 
 _REQUESTS = 3000
 _ROUNDS = 10
@@ -33,7 +34,7 @@ _KINDS = {
     "sql": "straight from SQL",
     "miss": "miss",
     "hit": "hit",
-    "not mapped, first time": "not mapped, first",
+    "not mapped, first": "not mapped, first",
     "not mapped, again": "not mapped, again",
     "sql at once": "straight from SQL",
     "miss at once": "misses",
