@@ -12,12 +12,13 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dogpile.cache.api import NO_VALUE, BytesBackend, SerializedReturnType
 
 from cellcache.codec import MARK
-from cellcache.protocol import Absent, Fill, Lease
+from cellcache.protocol import Absent, Fill, Held, Lease
 
 _MOST_REMEMBERED = 100_000  # misses of one thread that no set has followed
 
@@ -42,6 +43,8 @@ def checked_value(value: bytes) -> bytes:
 
 class LeasingBackend(BytesBackend, abc.ABC):
     """The part that memory, memcached and Redis share. Values are bytes; objects are kept as JSON."""
+
+    held: Mapping[object, Held] = MappingProxyType({})
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.ttl_s: float | None = arguments.get("ttl_s")

@@ -27,18 +27,18 @@ from cellcache.codec import FENCE, MARK
 from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
 
-from .keys import Placement, raw_key
+from .keys import Placement, raw_key, raw_keys
 from .leasing import LeasingBackend
 from .node import Node
 from .stream import Garbled, reason
-from .wire import Connection, Reply
+from .wire import Connection, Hit, Reply
 
 _AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
 _LOOKS = 8  # how often a removal that loses every race against other clients is tried again
 
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
-_Wanted = tuple[Node[Connection], Connection, list[int]]  # the positions whose keys live on the node
+_Wanted = tuple[Node[Connection], Connection, Sequence[int]]  # the positions whose keys live on the node
 
 
 class MemcachedBackend(LeasingBackend):
@@ -69,7 +69,8 @@ class MemcachedBackend(LeasingBackend):
             return Node(server, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
 
         self._nodes = [node(server) for server in servers]
-        self._placement = Placement(servers) if len(servers) > 1 else None
+        self._node = self._nodes[0] if len(servers) == 1 else None
+        self._placement = Placement(servers)
         self._get_tail = b" c N%d\r\n" % max(1, round(self.lease_ttl_s))
 
     @property
@@ -99,12 +100,14 @@ class MemcachedBackend(LeasingBackend):
     def _get(self, node: Node[Connection], connection: Connection, wire: bytes) -> bytes | Lease | Absent:
         tag = b"O%d" % connection.opaque()
         connection.send(b"mg " + wire + b" b v " + tag + self._get_tail)
-        received = connection.recv(4096)
+        received = connection.recv(512)
+        header, _, rest = received.partition(b"\r\n")
+        words, value = header.split(b" "), rest[:-2]
+        if words == [b"VA", b"%d" % len(value), tag, words[-1]] and value[:1] > MARK and rest.endswith(b"\r\n"):
+            return value  # it came in one piece, and so do nearly all
         if not received:
             raise ConnectionResetError("closed by the server")
-        (reply,) = connection.replies(1, received)
-        node.errors += _checked(reply, tag)
-        return _entry(reply, connection)
+        return _entry(_only(node, connection.replies(1, received), tag), connection)
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         wires, wanted = self._locate(keys)
@@ -114,8 +117,9 @@ class MemcachedBackend(LeasingBackend):
             tail = b" b v " + tag + self._get_tail
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
-        for position, reply, connection in self._converse(wanted, compose):
-            entries[position] = _entry(reply, connection)
+        for positions, replies, connection in self._converse(wanted, compose):
+            for position, reply in zip(positions, replies, strict=True):
+                entries[position] = _entry(reply, connection) if isinstance(reply, Reply) else reply[1]
         return entries
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
@@ -127,7 +131,7 @@ class MemcachedBackend(LeasingBackend):
                 [_store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
             )
 
-        for position, reply, _ in self._converse(wanted, compose):
+        for position, reply, _ in self._outcomes(wanted, compose):
             stored[position] = reply.words[0] == b"HD"
         return stored
 
@@ -139,7 +143,7 @@ class MemcachedBackend(LeasingBackend):
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
-        for position, reply, connection in self._converse(wanted, compose):
+        for position, reply, connection in self._outcomes(wanted, compose):
             if reply.words[0] == b"HD":
                 fences[position] = Fence(mark, _token(reply), connection)
         return fences
@@ -158,7 +162,7 @@ class MemcachedBackend(LeasingBackend):
                     requests.append(_store(wires[position], value, tag, b" C" + fence.token, ttl_s))
             return b"".join(requests)
 
-        for position, reply, _ in self._converse(wanted, compose):
+        for position, reply, _ in self._outcomes(wanted, compose):
             settled[position] = reply.words[0] in {b"HD", b"NF"}
         # The rest: fences that were lost or replaced, and those whose connection broke, token and all.
         for position, done in enumerate(settled):
@@ -177,7 +181,7 @@ class MemcachedBackend(LeasingBackend):
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([_store(wires[p], bodies[p], tag, b"", self.ttl_s or 0) for p in positions])
 
-        for _ in self._converse(wanted, compose):
+        for _ in self._outcomes(wanted, compose):
             pass
 
     def check(self) -> list[NodeStatus]:
@@ -193,7 +197,7 @@ class MemcachedBackend(LeasingBackend):
 
     def _wire(self, key: str) -> tuple[bytes, Node[Connection]]:
         raw = raw_key(key)
-        node = self._nodes[0] if self._placement is None else self._nodes[self._placement.node_of(raw)]
+        node = self._node or self._nodes[self._placement.node_of(raw)]
         return b2a_base64(self._prefix + raw, newline=False), node
 
     def _locate(
@@ -204,23 +208,40 @@ class MemcachedBackend(LeasingBackend):
         With `holders`, the connections that granted a token for each key, only those positions count whose holder
         is this thread's connection still: on any other the token means nothing.
         """
-        wires: list[bytes] = []
-        wanted: dict[Node[Connection], _Wanted | None] = {}
-        for position, key in enumerate(keys):
-            wire, node = self._wire(key)
-            wires.append(wire)
-            if node not in wanted:
-                connection = node.idle_connection()
-                wanted[node] = None if connection is None else (node, connection, [])
-            located = wanted[node]
-            if located is not None and (holders is None or holders[position] is located[1]):
-                located[2].append(position)
-        return wires, [located for located in wanted.values() if located is not None]
+        raws = raw_keys(keys)
+        wires = [b2a_base64(self._prefix + raw, newline=False) for raw in raws]
+        wanted: list[_Wanted] = []
+        for node, positions in self._positions(raws).items():
+            connection = node.idle_connection()
+            if connection is None:
+                continue
+            if holders is None:
+                wanted.append((node, connection, positions))
+            else:
+                wanted.append((node, connection, [p for p in positions if holders[p] is connection]))
+        return wires, wanted
 
-    def _converse(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply, Connection]]:
-        """Ask for every position; yield those that were answered. All nodes are in flight at once.
+    def _positions(self, raws: Sequence[bytes]) -> dict[Node[Connection], Sequence[int]]:
+        """Return for each node which of the keys live on it."""
+        if self._node is not None:
+            return {self._node: range(len(raws))}
+        positions: dict[Node[Connection], list[int]] = {}
+        for position, at in enumerate(map(self._placement.node_of, raws)):
+            positions.setdefault(self._nodes[at], []).append(position)
+        return dict(positions)
 
-        Each 1,000 requests of a node are one round trip, and the nodes' round trips are one after the other's start.
+    def _outcomes(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply, Connection]]:
+        """Send one change for each position; yield those that were answered, with what became of them."""
+        for positions, replies, connection in self._converse(wanted, compose):
+            for position, reply in zip(positions, replies, strict=True):
+                yield position, _in_full(reply), connection
+
+    def _converse(
+        self, wanted: Sequence[_Wanted], compose: _Compose
+    ) -> Iterator[tuple[Sequence[int], list[Reply | Hit], Connection]]:
+        """Ask for every position, all nodes at once; yield what was answered, 1,000 positions of a node at a time.
+
+        Those are one round trip: the requests of every node are sent before any node's replies are read.
         """
         for start in range(0, max((len(positions) for _, _, positions in wanted), default=0), _AT_ONCE):
             sent = []
@@ -237,13 +258,11 @@ class MemcachedBackend(LeasingBackend):
             for node, connection, batch, tag in sent:
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
-                    for reply in replies:
-                        node.errors += _checked(reply, tag)
+                    node.errors += _refusals(replies, tag)
                 except OSError as error:
                     node.failed(connection, error)
                     continue
-                for position, reply in zip(batch, replies, strict=True):
-                    yield position, reply, connection
+                yield batch, replies, connection
 
     def _remove_unless_fenced(self, key: str, own_mark: bytes = b"") -> bool:
         """Remove what stands there unless it is another writer's fence; return whether that is certain.
@@ -257,16 +276,14 @@ class MemcachedBackend(LeasingBackend):
                 return False
             try:
                 tag = b"O%d" % connection.opaque()
-                (seen,) = connection.ask(b"mg " + wire + b" b v " + tag + b" c\r\n")
-                node.errors += _checked(seen, tag)
+                seen = _only(node, connection.ask(b"mg " + wire + b" b v " + tag + b" c\r\n"), tag)
                 if seen.words[0] == b"EN":
                     return True
                 if seen.words[0] != b"VA":
                     return False
                 if seen.body.startswith(FENCE) and seen.body != own_mark:
                     return True
-                (removed,) = connection.ask(_remove(wire, tag, _token(seen)))
-                node.errors += _checked(removed, tag)
+                removed = _only(node, connection.ask(_remove(wire, tag, _token(seen))), tag)
                 if removed.words[0] in {b"HD", b"NF"}:
                     return True
             except OSError as error:
@@ -285,13 +302,29 @@ def _remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
     return b"md %b b %b C%b\r\n" % (wire, tag, token)
 
 
-def _checked(reply: Reply, tag: bytes) -> int:
-    """Return 1 for a server's refusal (out of memory), 0 for an answer; raise Garbled for anything else."""
-    if tag in reply.words or reply.words[0] == b"EN":
-        return 0
-    if reply.words[0] == b"SERVER_ERROR":
-        return 1
-    raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
+def _refusals(replies: Sequence[Reply | Hit], tag: bytes) -> int:
+    """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
+    refusals = 0
+    for reply in replies:
+        if isinstance(reply, Reply):
+            if reply.words[0] == b"SERVER_ERROR":
+                refusals += 1
+            elif tag not in reply.words and reply.words[0] != b"EN":
+                raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
+        elif reply[0] != tag:
+            raise Garbled("the reply to another request")
+    return refusals
+
+
+def _only(node: Node[Connection], replies: Sequence[Reply | Hit], tag: bytes) -> Reply:
+    node.errors += _refusals(replies, tag)
+    return _in_full(replies[0])
+
+
+def _in_full(reply: Reply | Hit) -> Reply:
+    if isinstance(reply, Reply):
+        return reply
+    raise Garbled("a cell in reply to a change")
 
 
 def _token(reply: Reply) -> bytes:

@@ -17,16 +17,14 @@ from math import inf
 from typing import Any
 
 from cellcache.codec import FENCE, LEASE, MARK
-from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Settlement
 
 from .leasing import LeasingBackend
-
-_Entry = tuple[bytes, float]  # the value or mark, and when it ends on the monotonic clock
 
 
 class _Store:
     def __init__(self) -> None:
-        self.entries: dict[str, _Entry] = {}
+        self.entries: dict[object, Held] = {}
         self.lock = threading.Lock()
 
 
@@ -55,7 +53,8 @@ class MemoryBackend(LeasingBackend):
         self._most: int = arguments.get("max_entries", 1_000_000)
         self._name: str | None = arguments.get("name")
         self._store = _store_of(self._name)
-        self._get = self._store.entries.get
+        self.held: Mapping[object, Held] = self._store.entries
+        self._get = self.held.get
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
         entry = self._get(key)
@@ -121,8 +120,10 @@ class MemoryBackend(LeasingBackend):
         self._store.entries.clear()
 
     def close(self) -> None:
+        """Leave the store to the other regions of its name, if there are any."""
         self._store = _Store()
-        self._get = self._store.entries.get
+        self.held = self._store.entries
+        self._get = self.held.get
 
     def _value_or_lease(self, key: str, now: float) -> bytes | Lease | Absent:
         standing = self._standing(key, now)

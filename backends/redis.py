@@ -80,6 +80,7 @@ class RedisBackend(LeasingBackend):
         except OSError as error:
             self._node.failed(connection, error)
             return Absent.UNREACHABLE
+        self._node.errors += isinstance(reply, Refusal)
         return self._entry(reply, token, connection)
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:

@@ -5,6 +5,7 @@ So the talking is ours.
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from ssl import SSLContext
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheClientError, MemcacheError
 
+from cellcache.codec import MAPPED_SIZE
 from cellcache.errors import BackendUnsupported
 
 from .stream import Garbled, Stream
@@ -27,7 +29,11 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class Connection(Stream[Reply]):
+Hit = tuple[bytes, bytes]
+"""The tag and the value of a reply that holds a cell: what most replies are, without their other words."""
+
+
+class Connection(Stream[Reply | Hit]):
     """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
 
     Raises OSError (of which a time-out and Garbled are kinds) or BackendUnsupported.
@@ -68,8 +74,13 @@ class Connection(Stream[Reply]):
     def close(self) -> None:
         self._client.close()
 
-    def _parse(self, buffer: bytes, start: int, replies: list[Reply], expected: int) -> int:
+    def _parse(self, buffer: bytes, start: int, replies: list[Reply | Hit], expected: int) -> int:
         while len(replies) < expected:
+            hits = _hits(buffer, start) if expected > 1 else None
+            if hits is not None:
+                replies.extend(_each_hit(buffer, start, hits.end()))
+                start = hits.end()
+                continue
             parsed = _parse(buffer, start)
             if parsed is None:
                 break
@@ -98,6 +109,11 @@ class Connection(Stream[Reply]):
 
     def _shown(self) -> str:
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
+
+
+# Most replies to a bulk lookup are cells, all of one size: a run of them is taken apart in one call.
+_hits = re.compile(rb"(?:VA %d O\d+ c\d+\r\n[^\0].{%d}\r\n)+" % (MAPPED_SIZE, MAPPED_SIZE - 1), re.DOTALL).match
+_each_hit = re.compile(rb"VA %d (O\d+) c\d+\r\n([^\0].{%d})\r\n" % (MAPPED_SIZE, MAPPED_SIZE - 1), re.DOTALL).findall
 
 
 def _parse(buffer: bytes, start: int) -> tuple[Reply, int] | None:

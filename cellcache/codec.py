@@ -8,6 +8,7 @@ Bytes that begin with zero are marks of the protocol (fences; on some backends l
 
 from __future__ import annotations
 
+from functools import lru_cache
 from uuid import UUID
 
 VERSION = b"\x01"
@@ -16,13 +17,14 @@ MARK = b"\x00"
 FENCE = MARK + b"F"
 LEASE = MARK + b"L"
 
-_MAPPED_SIZE = len(VERSION) + 16
+MAPPED_SIZE = len(VERSION) + 16
 
 
 class Undecodable(ValueError):
     """The bytes are not an entry of this version: corrupt, foreign, or written by another release."""
 
 
+@lru_cache(maxsize=4096)  # one object for each cell, however many instances it has in this process's memory
 def encode(cell_uuid: str | None) -> bytes:
     """Return the value that says "in this cell", or, for None, "not mapped"."""
     return NOT_MAPPED if cell_uuid is None else VERSION + UUID(cell_uuid).bytes
@@ -32,6 +34,6 @@ def decode(value: bytes) -> str | None:
     """Return the cell's UUID, or None for "not mapped"; raise Undecodable for anything else."""
     if value == NOT_MAPPED:
         return None
-    if len(value) != _MAPPED_SIZE or not value.startswith(VERSION):
+    if len(value) != MAPPED_SIZE or not value.startswith(VERSION):
         raise Undecodable(value[:24])
     return str(UUID(bytes=value[1:]))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from cellcache.errors import InvalidUUID
 
-_is_canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII).fullmatch
-_is_uuid = re.compile(
-    r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
-).fullmatch
+_CANONICAL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_is_canonical = re.compile(_CANONICAL, re.ASCII).fullmatch
+_are_canonical = re.compile(rf"{_CANONICAL}(?:\n{_CANONICAL})*", re.ASCII).fullmatch
+_is_uuid = re.compile(rf"[0-9a-f]{{32}}|{_CANONICAL}", re.ASCII | re.IGNORECASE).fullmatch
 
 
 def canonical_uuid(value: object) -> str:
@@ -28,6 +29,18 @@ def canonical_uuid(value: object) -> str:
     if not isinstance(value, str) or not _is_uuid(value):
         raise InvalidUUID(value)
     return str(UUID(value))
+
+
+def canonical_uuids(values: Iterable[object]) -> list[str]:
+    """The same for many, each once, in the order of their first appearance."""
+    keys: list[Any] = list(values)
+    try:
+        lines = "\n".join(keys)
+    except TypeError:  # not all of them are texts
+        lines = ""
+    if len(lines) != 37 * len(keys) - 1 or not _are_canonical(lines):
+        keys = list(map(canonical_uuid, keys))
+    return list(dict.fromkeys(keys))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

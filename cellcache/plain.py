@@ -8,14 +8,15 @@ time-to-live.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from dogpile.cache import CacheRegion
 from dogpile.cache.api import NO_VALUE
 
 from cellcache.codec import NOT_MAPPED, decode, encode
-from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Settlement
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class PlainBackend:
         "not coherent: this backend has no compare-and-swap, so an answer may be outdated for its time-to-live; "
         "cellcache.memcached and cellcache.redis have no such window"
     )
+
+    held: Mapping[object, Held] = MappingProxyType({})
 
     def __init__(self, region: CacheRegion, *, ttl_s: float, negative_ttl_s: float) -> None:
         self.errors = 0

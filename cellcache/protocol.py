@@ -11,7 +11,7 @@ time limit that the backend was configured with.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -36,6 +36,10 @@ class Fence(NamedTuple):
     mark: bytes
     token: bytes
     connection: object
+
+
+Held = tuple[bytes, float]
+"""An entry in this process's own memory: the value or mark, and when it ends on the monotonic clock."""
 
 
 class Fill(NamedTuple):
@@ -70,6 +74,10 @@ class CoherentBackend(Protocol):
 
     promise: str
     """One line for the log and for `doctor`: how fresh an answer is."""
+
+    held: Mapping[object, Held]
+    """The entries that this process holds itself, by canonical UUID: an answer here needs no validation, since only
+    keys that were validated are in it, and no call. Always the same object; empty where all is on servers."""
 
     @property
     def errors(self) -> int:
