@@ -156,8 +156,8 @@ def _connected(url: URL, *, slow: bool = False) -> Iterator[Connection]:
     where = _shown(url)
     try:
         connection = create_engine(url, poolclass=NullPool, connect_args=_time_limits(url, slow=slow)).connect()
-    except ImportError as error:
-        raise ConfigError(f"the driver for {where} is not installed: {_one_line(error)}") from error
+    except (ImportError, TypeError, RuntimeError) as error:  # no driver; an option it does not know; cryptography
+        raise ConfigError(f"{where} cannot be used with what is installed: {_one_line(error)}") from error
     except DBAPIError as error:
         raise DatabaseUnavailable(f"cannot reach {where}: {_reason(url, error)}") from error
     try:
