@@ -6,6 +6,8 @@ So the talking is ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import count
 from ssl import SSLContext
 from typing import NamedTuple
@@ -46,8 +48,10 @@ class Connection(Stream[Reply | Hit]):
         *,
         tls_context: SSLContext | None = None,
         credentials: str | None = None,
+        value_size: int = MAPPED_SIZE,
     ) -> None:
         self._server = server
+        self._hits, self._each_hit = _patterns(value_size)
         self.opaque = count(1).__next__
         self._client = Client(
             server,
@@ -76,9 +80,9 @@ class Connection(Stream[Reply | Hit]):
 
     def _parse(self, buffer: bytes, start: int, replies: list[Reply | Hit], expected: int) -> int:
         while len(replies) < expected:
-            hits = _hits(buffer, start) if expected > 1 else None
+            hits = self._hits(buffer, start) if expected > 1 else None
             if hits is not None:
-                replies.extend(_each_hit(buffer, start, hits.end()))
+                replies.extend(self._each_hit(buffer, start, hits.end()))
                 start = hits.end()
                 continue
             parsed = _parse(buffer, start)
@@ -111,9 +115,12 @@ class Connection(Stream[Reply | Hit]):
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
 
 
-# Most replies to a bulk lookup are cells, all of one size: a run of them is taken apart in one call.
-_hits = re.compile(rb"(?:VA %d O\d+ c\d+\r\n[^\0].{%d}\r\n)+" % (MAPPED_SIZE, MAPPED_SIZE - 1), re.DOTALL).match
-_each_hit = re.compile(rb"VA %d (O\d+) c\d+\r\n([^\0].{%d})\r\n" % (MAPPED_SIZE, MAPPED_SIZE - 1), re.DOTALL).findall
+@lru_cache
+def _patterns(size: int) -> tuple[Callable[..., re.Match[bytes] | None], Callable[..., list[Hit]]]:
+    """Match a run of values of this size, and find each of them: most replies to a bulk lookup are such runs."""
+    hit = rb"VA %d (O\d+) c\d+\r\n([^\0].{%d})\r\n" % (size, size - 1)
+    run = rb"(?:%b)+" % hit.replace(b"(", b"(?:")
+    return re.compile(run, re.DOTALL).match, re.compile(hit, re.DOTALL).findall
 
 
 def _parse(buffer: bytes, start: int) -> tuple[Reply, int] | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, Validation
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 
+from cellcache.codec import MAPPED_SIZE
 from cellcache.config_problems import Contradiction, Origin, Problem, explain
 from cellcache.config_sources import (
     FILE_VARIABLE,
@@ -42,9 +43,11 @@ from cellcache.config_values import (
 )
 from cellcache.errors import ConfigError
 from cellcache.masking import MASK, mask_url
+from cellcache.signing import SIGNATURE_SIZE
 from cellcache.tls import verifying_context
 
 _DAY_S = 86400.0
+_SHORTEST_SIGNING_KEY = 32
 _MEMCACHED_LONGEST_S = 30 * _DAY_S
 
 
@@ -119,6 +122,11 @@ class CacheSettings(_Section):
     on_unreachable: Literal["commit", "refuse"] = "commit"
     durable: Literal["always", "unreachable"] = "always"
     max_entries: Count = 1_000_000
+    local_ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    signing_key: SecretStr | None = None
+    signing_key_file: Path | None = None
+    previous_signing_key: SecretStr | None = None
+    previous_signing_key_file: Path | None = None
     tls: bool = False
     tls_ca: Path | None = None
     tls_cert: Path | None = None
@@ -137,11 +145,29 @@ class CacheSettings(_Section):
             arguments["tls_context"] = self._tls_context()
         if self.backend == MEMCACHED:
             arguments["servers"] = list(self.servers)
+            arguments["value_size"] = MAPPED_SIZE + (SIGNATURE_SIZE if self.signing_keys else 0)
         if self.backend == REDIS:
             arguments["url"] = _clear(self.url)
         return arguments
 
+    @property
+    def signing_keys(self) -> list[bytes]:
+        """The key to sign with and, after it, the one that is still accepted; empty: entries are not signed."""
+        return [_clear(key).encode() for key in (self.signing_key, self.previous_signing_key) if key is not None]
+
     def _contradictions(self) -> Iterator[tuple[str, str]]:
+        for key in ("signing_key", "previous_signing_key"):
+            if getattr(self, key) is not None and len(_clear(getattr(self, key))) < _SHORTEST_SIGNING_KEY:
+                yield (
+                    key,
+                    f"must be {_SHORTEST_SIGNING_KEY} random characters or more, as of `openssl rand -hex 32`",
+                )
+        if self.previous_signing_key is not None and self.signing_key is None:
+            yield "previous_signing_key", "needs signing_key, the key to sign with from now on"
+        if self.backend not in {MEMCACHED, REDIS}:
+            for key in ("local_ttl_s", "signing_key"):
+                if getattr(self, key):
+                    yield key, "is for the backends that many processes share: cellcache.memcached and cellcache.redis"
         if self.backend == MEMCACHED:
             yield from self._memcached_contradictions()
         if self.backend == REDIS:

@@ -75,9 +75,12 @@ class CoherentBackend(Protocol):
     promise: str
     """One line for the log and for `doctor`: how fresh an answer is."""
 
-    held: Mapping[object, Held]
-    """The entries that this process holds itself, by canonical UUID: an answer here needs no validation, since only
-    keys that were validated are in it, and no call. Always the same object; empty where all is on servers."""
+    @property
+    def held(self) -> Mapping[object, Held]:
+        """The entries that this process holds itself, by canonical UUID; always the same object.
+
+        An answer found here needs no validation, since only validated keys are in it. Empty where all is on servers.
+        """
 
     @property
     def errors(self) -> int:

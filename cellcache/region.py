@@ -19,9 +19,11 @@ from dogpile.cache.region import RegionInvalidationStrategy, value_version
 from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import CacheSettings
 from cellcache.errors import BackendUnsupported, CellCacheError, ConfigError
+from cellcache.local import LocalLayer
 from cellcache.model import canonical_uuid
 from cellcache.plain import PlainBackend
 from cellcache.protocol import CoherentBackend
+from cellcache.signing import SignedBackend, Signer
 
 
 def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, CoherentBackend]:
@@ -46,9 +48,19 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
     if isinstance(backend, CoherentBackend):
         # The compact form replaces dogpile's own, which puts JSON in front of every value.
         region.serializer = region.deserializer = None
-        region.wrap(_CompactValues)
-        return region, backend
+        signer = Signer(settings.signing_keys) if settings.signing_keys else None
+        region.wrap(_CompactValues(signer))
+        return region, _layered(backend, signer, settings)
     return region, PlainBackend(region, ttl_s=settings.ttl_s, negative_ttl_s=settings.negative_ttl_s)
+
+
+def _layered(backend: CoherentBackend, signer: Signer | None, settings: CacheSettings) -> CoherentBackend:
+    """Put the layers that a deployment chose in front of its backend."""
+    if signer is not None:
+        backend = SignedBackend(backend, signer)
+    if settings.local_ttl_s:
+        backend = LocalLayer(backend, ttl_s=settings.local_ttl_s, max_entries=settings.max_entries)
+    return backend
 
 
 def demand_support(backend: CoherentBackend) -> None:
@@ -83,6 +95,9 @@ class _CompactValues(ProxyBackend):
 
     proxied: CacheBackend
 
+    def __init__(self, signer: Signer | None) -> None:
+        self._signer = signer
+
     def get(self, key: str) -> Any:
         return self._value(key, self.proxied.get_serialized(key))
 
@@ -92,16 +107,20 @@ class _CompactValues(ProxyBackend):
         return [self._value(key, value) for key, value in zip(keys, values, strict=True)]
 
     def set(self, key: str, value: Any) -> None:
-        self.proxied.set_serialized(key, encode(value.payload))
+        self.proxied.set_serialized(key, self._entry(key, value))
 
     def set_multi(self, mapping: Mapping[str, Any]) -> None:
-        self.proxied.set_serialized_multi({key: encode(value.payload) for key, value in mapping.items()})
+        self.proxied.set_serialized_multi({key: self._entry(key, value) for key, value in mapping.items()})
+
+    def _entry(self, key: str, value: Any) -> bytes:
+        entry = encode(value.payload)
+        return entry if self._signer is None else self._signer.signed(key, entry)
 
     def _value(self, key: str, value: Any) -> Any:
         if value is NO_VALUE:
             return NO_VALUE
         try:
-            payload = decode(value)
+            payload = decode(value if self._signer is None else self._signer.verified(key, value))
         except Undecodable:
             self.proxied.delete(key)
             return NO_VALUE

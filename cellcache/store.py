@@ -18,7 +18,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    make_url,
     select,
     update,
 )
@@ -33,7 +32,6 @@ from cellcache.errors import (
     CellInUse,
     CellNotFound,
     CommitUnknown,
-    ConfigError,
     DatabaseUnavailable,
 )
 from cellcache.model import CellMapping, InstanceMapping
@@ -107,8 +105,6 @@ class Store:
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.url = settings.connection_url
-        if make_url(self.url).get_backend_name() == "sqlite" and make_url(self.url).database in {None, "", ":memory:"}:
-            raise ConfigError("database.url: each connection would have an SQLite in memory of its own; name a file")
         self.reads = Counter()  # statements that lookups cost
         limits: dict[str, float] = {"timeout_s": settings.timeout_s, "connect_timeout_s": settings.connect_timeout_s}
         self._reading = open_engine(self.url, pool_size=settings.pool_size, use="read", **limits)

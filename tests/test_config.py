@@ -100,7 +100,7 @@ def test_the_file_named_wins_over_the_file_of_the_environment(
 SAMPLES = {
     "database": {"url": MYSQL, "pool_size": "3", "timeout_s": "1.5", "connect_timeout_s": "1"},
     "cache": {
-        "backend": "dogpile.cache.null",
+        "backend": "cellcache.memcached",
         "servers": "a,b:1",
         "url": "redis://:pw@h",
         "username": "nova",
@@ -115,6 +115,9 @@ SAMPLES = {
         "on_unreachable": "refuse",
         "durable": "unreachable",
         "max_entries": "10",
+        "local_ttl_s": "0.5",
+        "signing_key": "k" * 32,
+        "previous_signing_key": "p" * 32,
         "tls": "true",
         "tls_ca": "/ca",
         "tls_cert": "/cert",
@@ -894,3 +897,26 @@ def test_the_page_gives_each_default() -> None:
 
 def test_the_page_gives_the_shorter_time_to_live_of_memory() -> None:
     assert f"or `{Settings().cache.ttl_s:g}` with cellcache.memory" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cache", "key"),
+    [
+        ({"signing_key": "short"}, "cache.signing_key"),
+        ({"previous_signing_key": "p" * 32}, "cache.previous_signing_key"),
+        ({"backend": "cellcache.memory", "signing_key": "k" * 32}, "cache.signing_key"),
+        ({"backend": "cellcache.memory", "local_ttl_s": 1}, "cache.local_ttl_s"),
+        ({"local_ttl_s": -1}, "cache.local_ttl_s"),
+    ],
+)
+def test_keys_of_the_layers_that_cannot_be_used(cache: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        Settings(cache={"backend": "cellcache.memcached", "servers": ["a"]} | cache)
+
+
+def test_the_signing_keys_come_with_the_one_to_sign_with_first(tmp_path: Path) -> None:
+    (tmp_path / "previous").write_text("p" * 32 + "\n")
+    cache = {"backend": "cellcache.memcached", "servers": ["a"], "signing_key": "k" * 32}
+    files = {"previous_signing_key_file": tmp_path / "previous"}
+    assert Settings(cache=cache | files).cache.signing_keys == [b"k" * 32, b"p" * 32]
+    assert Settings().cache.signing_keys == []
