@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from cellcache.cli.exits import printable
 from cellcache.config import Settings
 from cellcache.directory import CellDirectory
 from cellcache.masking import mask_text
@@ -57,16 +59,22 @@ class Session:
         return CellDirectory.open(self.settings())
 
 
-class _MaskedFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is at the time: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            sys.stderr.write(mask_text(printable(line)) + "\n")
 
 
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_MaskedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("cellcache").setLevel(logging.DEBUG)
+def _log(*, verbose: bool) -> None:
+    """Let the library's warnings through; with `verbose`, all that it has to say, with times."""
+    handler = _Stderr()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "cellcache: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("cellcache").setLevel(logging.DEBUG if verbose else logging.NOTSET)
 
 
 def _common(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
@@ -93,8 +101,7 @@ def command(
         def run(*, ctx: typer.Context, config: Path | None, json: bool, verbose: bool, **given: Any) -> None:
             outer: Session = ctx.find_root().obj or Session()
             session = Session(config or outer.config, json or outer.json, verbose or outer.verbose)
-            if session.verbose:
-                _log_to_stderr()
+            _log(verbose=session.verbose)
             call(session, **given)
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()

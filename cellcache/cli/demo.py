@@ -127,7 +127,7 @@ def _tell(story: Demonstration, narrator: _Narrator, folder: Path | None) -> dic
 
     with narrator.waiting("measuring lookups", _ROUNDS) as tick:
         costs = story.measure(_ROUNDS, tick)
-    narrator.say("4. What a lookup costs", _cost_table(costs), *_remarks(costs, served, story.answers_checked))
+    narrator.say("4. What a lookup costs", _cost_table(costs), "", *_remarks(costs, served, story.answers_checked))
 
     moved = story.move_one()
     narrator.say("5. An instance moves", *_moved(moved))
@@ -175,7 +175,7 @@ def _served(served: Served) -> str:
 
 
 def _cost_table(costs: list[Cost]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("")
     for head in ("median", "p99", "against SQL"):
         table.add_column(head, justify="right", no_wrap=True)
