@@ -75,13 +75,16 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of this test's own, on each kind of server in turn."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'cellcache.db'}"
+        yield f"sqlite:///{tmp_path / 'cellcache.db'}"
+        return
     server = request.getfixturevalue(request.param)
     assert isinstance(server, MariaDB | PostgreSQL)
-    return server.create_database(next(_database_names))
+    name = next(_database_names)
+    yield server.create_database(name)
+    server.drop_database(name)
 
 
 @contextlib.contextmanager
@@ -111,8 +114,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             require(kind)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
-    """Whatever a test did to a shared server, the next one finds it running."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Whatever a test did to a shared server, its fixtures' ends and the next test find it running."""
+    for server in _shared:
+        server.recover()
+    yield
     for server in _shared:
         server.recover()

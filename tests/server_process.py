@@ -34,6 +34,8 @@ import psutil
 _DIRECTORY_PREFIX = "cellcache-server-"
 _ABANDONED_AFTER_S = 60.0
 _TIMEOUT_S = 60.0
+_MEMORY = Path("/dev/shm")
+_MEMORY_WANTED = 1 << 30
 
 # mirakuru's own sweep at exit kills every process in whose mark the digits of this process's id occur *anywhere*:
 # the servers of another test run beside this one too. The marks of a single server, which it uses otherwise, are
@@ -79,8 +81,9 @@ class _Process(mirakuru.Executor):
 class Server:
     """A server on 127.0.0.1, on one port for its whole life, through every stop, kill and restart.
 
-    `options` are added to the command line; changing them takes effect with the next start. A server of root's
-    runs as `nobody`, so a file that it is to read comes from `add_file`.
+    `options` are added to the command line; changing them takes effect with the next start. `in_memory` keeps the
+    data off the disk where that is possible. A server of root's runs as `nobody`, so a file that it is to read
+    comes from `add_file`.
     """
 
     scheme: ClassVar[str]
@@ -88,7 +91,7 @@ class Server:
     _stop_signal: ClassVar[int] = signal.SIGTERM
     _death_signal: ClassVar[str] = "KILL"
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), *, in_memory: bool = False) -> None:
         self.options = tuple(options)
         self._owner = os.getpid()
         self._process: _Process | None = None
@@ -96,7 +99,7 @@ class Server:
         self._prepared = False
         self._reservation = _reserve_port()
         self.port: int = self._reservation.getsockname()[1]
-        self.directory, self._lock = _make_directory()
+        self.directory, self._lock = _make_directory(in_memory)
         _open_servers.append(self)
 
     @property
@@ -300,10 +303,13 @@ def _reserve_port() -> socket.socket:
     return reservation
 
 
-def _make_directory() -> tuple[Path, int]:
+def _make_directory(in_memory: bool) -> tuple[Path, int]:
     """Make an empty directory, and hold a lock on it that says its owner lives."""
     _remove_abandoned()
-    directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX))
+    place = Path(tempfile.gettempdir())
+    if in_memory and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_WANTED:
+        place = _MEMORY
+    directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir=place))
     lock = os.open(directory, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.chown(directory, *_user())
@@ -312,19 +318,23 @@ def _make_directory() -> tuple[Path, int]:
 
 def _remove_abandoned() -> None:
     """Remove the directories whose owner was killed, and the suspended processes that sit in them."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY_PREFIX}*"):
-        # One that somebody is making now is not locked yet; someone else's cannot be opened.
-        with contextlib.suppress(OSError):
-            if time.time() - directory.stat().st_mtime < _ABANDONED_AFTER_S:
-                continue
-            lock = os.open(directory, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for process in _processes_in(directory):
-                    process.kill()
-                _remove_data(directory)
-            finally:
-                os.close(lock)
+    for place in (Path(tempfile.gettempdir()), _MEMORY):
+        for directory in place.glob(f"{_DIRECTORY_PREFIX}*"):
+            # One that somebody is making now is not locked yet; someone else's cannot be opened.
+            with contextlib.suppress(OSError):
+                if time.time() - directory.stat().st_mtime > _ABANDONED_AFTER_S:
+                    _remove_unless_locked(directory)
+
+
+def _remove_unless_locked(directory: Path) -> None:
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for process in _processes_in(directory):
+            process.kill()
+        _remove_data(directory)
+    finally:
+        os.close(lock)
 
 
 def _remove_data(directory: Path) -> None:

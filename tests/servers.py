@@ -3,8 +3,8 @@
     with MariaDB() as mariadb:
         engine = create_engine(mariadb.create_database("nova_api"))
 
-Each keeps its data in a temporary directory. The databases do not wait for the disk unless they are `durable`,
-yet lose no commit when they are killed; `durable=True` is what production runs: a disk write for every commit.
+Each keeps its data in a temporary directory. The databases keep theirs in memory unless they are `durable`, yet lose
+no commit when they are killed; `durable=True` is what production runs: a disk write for every commit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class DatabaseServer(Server):
     driver: ClassVar[str]
 
     def __init__(self, options: Sequence[str] = (), *, durable: bool = False) -> None:
-        super().__init__(options)
+        super().__init__(options, in_memory=not durable)
         self.durable = durable
         self.data = self.directory / "data"
         self._password = secrets.token_hex(16)
@@ -99,6 +99,10 @@ class DatabaseServer(Server):
         self.execute(f"CREATE DATABASE {name}")
         return self.database_url(name)
 
+    def drop_database(self, name: str) -> None:
+        """Drop a database that nobody uses any more."""
+        raise NotImplementedError
+
     def execute(self, statement: str) -> None:
         """Execute one statement as the server's administrator."""
         raise NotImplementedError
@@ -109,6 +113,9 @@ class MariaDB(DatabaseServer):
 
     scheme = "mysql"
     driver = "mysql+pymysql"
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"SET STATEMENT lock_wait_timeout = 10 FOR DROP DATABASE {name}")
 
     def execute(self, statement: str) -> None:
         connection = pymysql.connect(
@@ -166,6 +173,9 @@ class PostgreSQL(DatabaseServer):
     _stop_signal = signal.SIGINT
     # Not SIGKILL, which would leave its shared memory behind.
     _death_signal = "QUIT"
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def execute(self, statement: str) -> None:
         import psycopg
