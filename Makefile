@@ -42,7 +42,7 @@ test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and comm
 	.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --force-reinstall build/wheel/*.whl
 	mkdir build/elsewhere
 	cp -R pyproject.toml tests benchmarks docs $(wildcard *.md) build/elsewhere
-	cd build/elsewhere && CELLCACHE_SOURCE=$(CURDIR) ../../.venv-wheel/bin/python -m pytest -m packaging
+	cd build/elsewhere && SOURCE_OF_WHEEL=$(CURDIR) ../../.venv-wheel/bin/python -m pytest -m packaging
 
 test-pythons: $(VENV)/.installed-for-tests  ## The quick tests under each further Python there is
 	@for version in 3.11 3.12 3.13; do \

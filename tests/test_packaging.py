@@ -23,10 +23,11 @@ import pytest
 from dogpile.cache.api import CacheBackend
 
 import cellcache
+from cellcache import errors
 
 pytestmark = pytest.mark.packaging
 
-SOURCE = Path(os.environ.get("CELLCACHE_SOURCE", Path(__file__).parents[1]))
+SOURCE = Path(os.environ.get("SOURCE_OF_WHEEL", Path(__file__).parents[1]))
 PYPROJECT: dict[str, Any] = tomllib.loads((SOURCE / "pyproject.toml").read_text())
 FOLDERS = {"cellcache": "cellcache", "backends": "cellcache/backends", "migrations": "cellcache/migrations"}
 
@@ -135,13 +136,18 @@ def test_the_migrations_are_found_where_they_are_installed() -> None:
 
 
 def test_the_names_that_cellcache_exports_are_those_it_lists() -> None:
-    exported = {
-        name
-        for name in dir(cellcache)
-        if not name.startswith("_") and f"cellcache.{name}" not in sys.modules  # a submodule is no export
-    }
-    assert sorted(exported) == sorted(cellcache.__all__)
-    assert all(getattr(cellcache, name) is not None for name in cellcache.__all__)
+    ours = {name for name, value in vars(cellcache).items() if getattr(value, "__module__", "").startswith("cellcache")}
+    assert sorted(ours) == sorted(name for name in cellcache.__all__ if name != "__version__")
+    assert all(hasattr(cellcache, name) for name in cellcache.__all__)
+
+
+def test_every_error_is_exported() -> None:
+    names = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert names <= set(cellcache.__all__)
+
+
+def test_the_version_is_the_one_in_pyproject() -> None:
+    assert cellcache.__version__ == PYPROJECT["project"]["version"] == importlib.metadata.version("cellcache")
 
 
 def test_importing_cellcache_loads_neither_the_command_line_nor_the_drivers() -> None:
