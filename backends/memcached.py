@@ -115,11 +115,17 @@ class MemcachedBackend(LeasingBackend):
         return _entry(_only(node, connection.replies(1, received), tag), connection)
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
+        return self._get_multi(keys, self._get_tail)
+
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [entry if isinstance(entry, bytes) else None for entry in self._get_multi(keys, b" c\r\n")]
+
+    def _get_multi(self, keys: Sequence[str], flags: bytes) -> list[bytes | Lease | Absent]:
         wires, wanted = self._locate(keys)
         entries: list[bytes | Lease | Absent] = [Absent.UNREACHABLE] * len(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
-            tail = b" b v " + tag + self._get_tail
+            tail = b" b v " + tag + flags
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
         for positions, replies, connection in self._converse(wanted, compose):

@@ -66,6 +66,11 @@ class MemoryBackend(LeasingBackend):
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return [self.lookup(key) for key in keys]
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        now = time.monotonic()
+        standing = [self._standing(key, now) for key in keys]
+        return [None if value is None or value.startswith(MARK) else value for value in standing]
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         now = time.monotonic()
         stored = []

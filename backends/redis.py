@@ -95,6 +95,16 @@ class RedisBackend(LeasingBackend):
             entries[position] = self._entry(reply, token, connection)
         return entries
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        def compose(connection: Connection, positions: range) -> bytes:
+            return b"".join([command(b"GET", connection.prefix + raw_key(keys[position])) for position in positions])
+
+        values: list[bytes | None] = [None] * len(keys)
+        for position, reply, _ in self._converse(len(keys), compose):
+            if isinstance(reply, bytes) and not reply.startswith(MARK):
+                values[position] = reply
+        return values
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         # A lease of another connection is let go: that server may have been demoted and promoted in between.
         connection = self._node.connection()

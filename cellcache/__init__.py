@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from cellcache.audit import VerifyReport
 from cellcache.config import Settings
 from cellcache.directory import CellDirectory
 from cellcache.errors import (
@@ -62,6 +63,7 @@ __all__ = [
     "SchemaError",
     "Settings",
     "Statistics",
+    "VerifyReport",
     "__version__",
     "configure",
     "resolve_cell",

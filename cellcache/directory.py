@@ -25,12 +25,13 @@ from dogpile.cache import CacheRegion
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from cellcache.audit import Audit, VerifyReport
 from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
 from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
-from cellcache.invalidations import Invalidations
+from cellcache.invalidations import Delivery, Invalidations
 from cellcache.maintenance import Maintenance
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid, canonical_uuids
 from cellcache.protocol import Held, NodeStatus
@@ -38,7 +39,7 @@ from cellcache.purge import Progress, PruneReport, Purge
 from cellcache.read_through import ReadThrough
 from cellcache.region import demand_support, open_region
 from cellcache.statistics import Counters, Statistics
-from cellcache.store import Store, Transaction, Waiting, batches, now
+from cellcache.store import Invalidation, Store, Transaction, Waiting, batches, now
 from cellcache.write_through import TRIES, Changes, WriteThrough
 
 log = logging.getLogger(__name__)
@@ -371,6 +372,25 @@ class CellDirectory:
             invalidations_pending=None if waiting is None else waiting.count,
             invalidations_oldest_s=None if waiting is None else waiting.oldest_s,
         )
+
+    def verify(
+        self, *, sample: int | None = None, rate_per_s: float | None = None, repair: bool = False
+    ) -> Iterator[VerifyReport]:
+        """Compare the cache with the table: all instances, or about `sample` of them from random places.
+
+        Yields the report as it stands, at once and after each batch; stop whenever you like. Goes no faster than
+        `rate_per_s` instances a second. With `repair`, removes what is wrong; without, it changes nothing. A
+        difference that is seen only while a write is under way is not one. Raises DatabaseUnavailable.
+        """
+        return Audit(self._store, self._backend).run(sample=sample, rate_per_s=rate_per_s, repair=repair)
+
+    def deliver_invalidations(self) -> Delivery:
+        """Deliver now what is due, as the background thread does every few seconds. Raises DatabaseUnavailable."""
+        return self._invalidations.deliver()
+
+    def list_invalidations(self, limit: int = 100) -> list[Invalidation]:
+        """Return the oldest invalidations, also those that their writer will most likely remove within seconds."""
+        return self._store.invalidations(limit=limit)
 
     def waiting_invalidations(self) -> Waiting:
         """Return how many invalidations are due and not delivered, and how old the oldest is. One SQL statement."""

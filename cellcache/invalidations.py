@@ -74,7 +74,7 @@ class Invalidations:
         self._forget_settled()
         self._deliver_unrecorded()
         delivered, waiting, last = 0, 0, 0
-        while rows := self._store.due_invalidations(_AT_ONCE, after=last):
+        while rows := self._store.invalidations(limit=_AT_ONCE, after=last, due=True):
             last = rows[-1].id
             done = [row.id for row in rows if all(self._backend.invalidate_multi(row.instance_uuids))]
             self._store.forget_invalidations(done)

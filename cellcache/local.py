@@ -49,6 +49,9 @@ class LocalLayer:
             answers |= asked
         return [answers[key] for key in keys]
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        return self._backend.peek_multi(keys)
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         return self._backend.fill_multi(fills)
 

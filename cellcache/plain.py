@@ -62,6 +62,9 @@ class PlainBackend:
                     entries[position] = self._lease
         return entries
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [entry if isinstance(entry, bytes) else None for entry in self.lookup_multi(keys)]
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         values = {fill.key: decode(fill.value) for fill in fills}
         return [self._succeeds(lambda: self._region.set_multi(values))] * len(fills)

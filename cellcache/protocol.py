@@ -92,6 +92,9 @@ class CoherentBackend(Protocol):
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         """Look up many keys, in one round trip per node and 1,000 keys, all nodes at once."""
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values, and take no lease where there is none: for those who compare, not for readers."""
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         """Replace each lease by its value if that very lease still stands; say which were stored."""
 

@@ -61,6 +61,10 @@ class SignedBackend:
         entries = zip(keys, self._backend.lookup_multi(keys), strict=True)
         return [verified(key, entry) if isinstance(entry, bytes) else entry for key, entry in entries]
 
+    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+        entries = zip(keys, self._backend.peek_multi(keys), strict=True)
+        return [None if entry is None else self._signer.verified(key, entry) for key, entry in entries]
+
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         signed = self._signer.signed
         return self._backend.fill_multi([fill._replace(value=signed(fill.key, fill.value)) for fill in fills])

@@ -162,6 +162,12 @@ class Store:
             query = query.where(_changed_at <= unchanged_since)
         return [_instance(row) for row in self._read(lambda connection: connection.execute(query).all())]
 
+    def id_range(self) -> tuple[int, int]:
+        """Return the least and the greatest `id`; zeros for an empty table."""
+        query = select(func.min(instance_mapping.c.id), func.max(instance_mapping.c.id))
+        first, last = self._read(lambda connection: connection.execute(query).one())
+        return first or 0, last or 0
+
     def cells(self) -> list[CellMapping]:
         query = _cells.order_by(cell_mapping.c.id)
         return [_cell(row) for row in self._read(lambda connection: connection.execute(query).all())]
@@ -185,19 +191,13 @@ class Store:
 
     # -- invalidations -----------------------------------------------------------------------------------------
 
-    def due_invalidations(self, limit: int, after: int = 0) -> list[Invalidation]:
-        """Return the oldest invalidations whose time has come."""
-        query = (
-            select(
-                cache_invalidation.c.id,
-                cache_invalidation.c.created_at,
-                cache_invalidation.c.deliver_after,
-                cache_invalidation.c.instance_uuids,
-            )
-            .where(cache_invalidation.c.deliver_after <= now(), cache_invalidation.c.id > after)
-            .order_by(cache_invalidation.c.id)
-            .limit(limit)
-        )
+    def invalidations(self, *, limit: int, after: int = 0, due: bool = False) -> list[Invalidation]:
+        """Return the oldest invalidations behind `after`; with `due`, those whose time has come."""
+        table = cache_invalidation
+        query = select(table.c.id, table.c.created_at, table.c.deliver_after, table.c.instance_uuids)
+        query = query.where(table.c.id > after).order_by(table.c.id).limit(limit)
+        if due:
+            query = query.where(table.c.deliver_after <= now())
         rows = self._read(lambda connection: connection.execute(query).all())
         return [Invalidation(row[0], row[1], row[2], row[3].split(",")) for row in rows]
 
