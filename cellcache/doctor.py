@@ -191,10 +191,9 @@ def _invalidations(directory: CellDirectory) -> Finding:
 def _cells(settings: Settings, cells: list[CellMapping]) -> Iterator[Finding]:
     if not cells:
         yield Finding(
-            what="cell",
-            name="-",
+            what="cells",
+            name="none",
             level=Level.NOTE,
-            says="there are none",
             advice="Add the first with `cellcache cell create`.",
         )
         return
