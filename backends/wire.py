@@ -6,6 +6,7 @@ So the talking is ours.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import count
@@ -13,7 +14,6 @@ from ssl import SSLContext
 from typing import NamedTuple
 
 from pymemcache.client.base import Client
-from pymemcache.exceptions import MemcacheClientError, MemcacheError
 
 from cellcache.codec import MAPPED_SIZE
 from cellcache.errors import BackendUnsupported
@@ -38,7 +38,8 @@ Hit = tuple[bytes, bytes]
 class Connection(Stream[Reply | Hit]):
     """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
 
-    Raises OSError (of which a time-out and Garbled are kinds) or BackendUnsupported.
+    Making one takes at most `timeout_s` for each address of the host, and as long again. Raises OSError (of which a
+    time-out and Garbled are kinds) or BackendUnsupported.
     """
 
     def __init__(
@@ -53,20 +54,17 @@ class Connection(Stream[Reply | Hit]):
         self._server = server
         self._hits, self._each_hit = _patterns(value_size)
         self.opaque = count(1).__next__
+        deadline = time.monotonic() + timeout_s
         self._client = Client(
-            server,
-            connect_timeout=timeout_s,
-            timeout=timeout_s,
-            no_delay=True,
-            tls_context=tls_context,
-            default_noreply=False,
+            server, connect_timeout=timeout_s, timeout=timeout_s, no_delay=True, tls_context=tls_context
         )
         try:
-            self.version = self._handshake(credentials)
+            self._client._connect()  # noqa: SLF001 - its commands connect too, but wait for ever for the end of a line
+            super().__init__(self._client.sock, timeout_s)
+            self.version = self._handshake(credentials, deadline)
         except BaseException:
             self.close()
             raise
-        super().__init__(self._client.sock, timeout_s)
 
     def __del__(self) -> None:
         self.close()
@@ -92,24 +90,33 @@ class Connection(Stream[Reply | Hit]):
             replies.append(reply)
         return start
 
-    def _handshake(self, credentials: str | None) -> str:
-        """Connect; memcached's text authentication (-Y) is a `set` before anything else. Return the version."""
-        try:
-            if credentials is not None:
-                self._client.set("auth", credentials)
-            version: str = self._client.version().decode("ascii", "replace")
-        except MemcacheClientError as error:
-            raise BackendUnsupported(
-                f"memcached at {self._shown()} refuses us ({error}); are cache.username and cache.password right?"
-            ) from error
-        except MemcacheError as error:
-            raise Garbled(f"no memcached answers at {self._shown()}: {error}") from error
+    def _handshake(self, credentials: str | None, deadline: float) -> str:
+        """Log in, where memcached asks for it (-Y: a `set` before anything else). Return the version."""
+        if credentials is not None:
+            login = credentials.encode()
+            self._told(b"set auth 0 0 %d\r\n%b\r\n" % (len(login), login), b"STORED", deadline)
+        words = self._told(b"version\r\n", b"VERSION", deadline)
+        version = words[-1].decode("ascii", "replace")
         if _numbers(version) < OLDEST_VERSION:
             needed = ".".join(map(str, OLDEST_VERSION))
             raise BackendUnsupported(
                 f"memcached at {self._shown()} is version {version}; leases need the meta commands of {needed} or newer"
             )
         return version
+
+    def _told(self, request: bytes, expected: bytes, deadline: float) -> list[bytes]:
+        self.send(request)
+        (reply,) = self.replies(1, deadline=deadline)
+        if not isinstance(reply, Reply):
+            raise Garbled("a value in reply to a handshake")
+        if reply.words[0] == b"CLIENT_ERROR":
+            raise BackendUnsupported(
+                f"memcached at {self._shown()} refuses us ({b' '.join(reply.words[1:]).decode(errors='replace')}); are "
+                "cache.username and cache.password right?"
+            )
+        if reply.words[0] != expected:
+            raise Garbled(f"no memcached answers at {self._shown()}: {b' '.join(reply.words)[:60]!r}")
+        return reply.words
 
     def _shown(self) -> str:
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
