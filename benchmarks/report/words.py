@@ -1,0 +1,46 @@
+"""How figures are written: three significant digits, the unit that fits, ratios with their spread."""
+
+from __future__ import annotations
+
+from benchmarks.results import Ratio, Unit
+
+
+def amount(value: float | None, unit: Unit) -> str:
+    """Return a figure with its unit."""
+    if value is None:
+        return ""
+    if unit == "us":
+        if value < 1000:
+            return f"{_three(value)} µs"
+        return f"{_three(value / 1000)} ms" if value < 1_000_000 else f"{_three(value / 1_000_000)} s"
+    if unit == "s":
+        return f"{_three(value)} s"
+    if unit == "share":
+        return f"{value * 100:.1f} %"
+    if unit == "bytes":
+        return f"{value:,.0f} B" if value < 10_000 else f"{value / 2**20:,.1f} MiB"
+    return f"{value:,.0f}" if value >= 100 else _three(value)
+
+
+def ratio(found: Ratio) -> str:
+    """Return the median ratio and its quartiles."""
+    if f"{found.low:.2g}" == f"{found.high:.2g}":
+        return f"{_three(found.median)}x"
+    return f"{_three(found.median)}x ({_three(found.low)} to {_three(found.high)})"
+
+
+def by(share: float | None) -> str:
+    """Return how far a goal was exceeded or missed."""
+    return "" if share is None else f"{share * 100:+.0f} %"
+
+
+def counted(first: int | None, second: int | None) -> str:
+    """Return two counts, the second only where there is one."""
+    if first is None:
+        return ""
+    return f"{first}+{second}" if second else str(first)
+
+
+def _three(value: float) -> str:
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
+    return f"{value:,.{digits}f}"
