@@ -45,7 +45,7 @@ def connector(arguments: Mapping[str, Any], timeout_s: float) -> Callable[[], Ab
     url: str = arguments.get("url") or _DEFAULT
     options: dict[str, Any] = {}
     try:
-        options = parse_url(url)
+        options = parse_url(url)  # type: ignore[no-untyped-call, unused-ignore]
         _check_database(url, options)
         kind: type[AbstractConnection] = options.pop("connection_class", Connection)
         if kind is SSLConnection:

@@ -75,7 +75,7 @@ class Connection(Stream[Reply]):
         self._connection = connection
         deadline = time.monotonic() + timeout_s
         try:
-            connection.connect()
+            connection.connect()  # type: ignore[no-untyped-call, unused-ignore]
         except redis.RedisError as error:
             raise ConnectionError(str(error)) from error
         sock: Any = connection._sock  # noqa: SLF001 - redis-py has no other way to hand it out
@@ -90,7 +90,7 @@ class Connection(Stream[Reply]):
         self.close()
 
     def close(self) -> None:
-        self._connection.disconnect()
+        self._connection.disconnect()  # type: ignore[no-untyped-call, unused-ignore]
 
     def _handshake(self, shown: str, key_prefix: bytes, deadline: float) -> None:
         """Log in, choose the database and ask who this is, in one round trip; leave the scripts there, in another."""

@@ -13,7 +13,7 @@ from itertools import count
 from ssl import SSLContext
 from typing import NamedTuple
 
-from pymemcache.client.base import Client
+from pymemcache.client.base import Client  # type: ignore[import-untyped, unused-ignore]
 
 from cellcache.codec import MAPPED_SIZE
 from cellcache.errors import BackendUnsupported
