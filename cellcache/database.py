@@ -6,6 +6,8 @@ Writes run at READ COMMITTED, where a row lock waits for the writer before and t
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -113,7 +115,10 @@ def _prepare_sqlite(engine: Engine, use: Use) -> None:
     def prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")  # readers go on while a writer writes
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone() != ("wal",):  # so that readers go on while a writer writes
+            with contextlib.suppress(sqlite3.OperationalError):  # locked just now: the next connection will do it
+                cursor.execute("PRAGMA journal_mode = WAL")
         cursor.close()
 
     if use == "write":

@@ -12,7 +12,15 @@ from sqlalchemy.types import TypeDecorator
 
 metadata = MetaData()
 
-_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_OPTIONS: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+    "mariadb_collate": "utf8mb4_bin",
+    "sqlite_autoincrement": True,  # an `id` is never used again
+}
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -22,7 +30,11 @@ class UTCDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None, microsecond=0)
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC).replace(tzinfo=None, microsecond=0)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return None if value is None else value.replace(tzinfo=UTC)
@@ -48,7 +60,7 @@ instance_mapping = Table(
     Index("uniq_instance_mapping_instance_uuid", "instance_uuid", unique=True),
     Index("ix_instance_mapping_project_id_id", "project_id", "id"),
     Index("ix_instance_mapping_cell_uuid_id", "cell_uuid", "id"),
-    **_MYSQL,
+    **_OPTIONS,
 )
 
 cell_mapping = Table(
@@ -63,7 +75,7 @@ cell_mapping = Table(
     _medium_text("database_connection"),
     _Column("disabled", Boolean, nullable=False, server_default=false()),
     Index("uniq_cell_mapping_uuid", "uuid", unique=True),
-    **_MYSQL,
+    **_OPTIONS,
 )
 
 cache_invalidation = Table(
@@ -74,5 +86,5 @@ cache_invalidation = Table(
     _Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     _medium_text("instance_uuids"),  # one write's instances, a comma between each: one row per transaction
     Index("ix_cache_invalidation_deliver_after", "deliver_after"),
-    **_MYSQL,
+    **_OPTIONS,
 )
