@@ -73,6 +73,8 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
     if backend in {"mysql", "mariadb"}:
         _limit_mysql_statements(engine, timeout_s)
+    elif backend == "postgresql":
+        _limit_postgresql_waits(engine, timeout_s + 1)
     elif backend == "sqlite" and use != "cell":
         _prepare_sqlite(engine, use)
     return engine
@@ -108,6 +110,16 @@ def _limit_mysql_statements(engine: Engine, timeout_s: float) -> None:
             cursor.execute("SET SESSION max_execution_time = %s", (int(timeout_s * 1000),))
         cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (max(1, round(timeout_s)),))
         cursor.close()
+
+
+def _limit_postgresql_waits(engine: Engine, limit_s: float) -> None:
+    from cellcache.postgresql import connect_within  # noqa: PLC0415 - psycopg is an extra
+
+    connect = connect_within(limit_s)
+
+    @event.listens_for(engine, "do_connect")
+    def limited(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+        return connect(*arguments, **options)
 
 
 def _prepare_sqlite(engine: Engine, use: Use) -> None:
