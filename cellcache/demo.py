@@ -156,7 +156,9 @@ class Demonstration:
 
     @property
     def _coherent(self) -> bool:
-        return self._settings.cache.backend.startswith("cellcache.")
+        """Whether another directory must see a move at once."""
+        cache = self._settings.cache
+        return cache.backend.startswith("cellcache.") and not cache.local_ttl_s
 
     def prepare(self, tick: Tick) -> Prepared:
         """Boot the instances in their cells and map them, written through to the cache."""

@@ -151,7 +151,11 @@ def _tables(settings: Settings) -> Finding:
 
 
 def _promise(settings: Settings, directory: CellDirectory) -> Finding:
-    return Finding(what="cache", name=settings.cache.backend, says=directory.promise)
+    what, name, says = "cache", settings.cache.backend, directory.promise
+    if name.startswith("cellcache."):
+        return Finding(what=what, name=name, says=says)
+    advice = "Where an outdated answer does harm, configure cellcache.memcached or cellcache.redis."
+    return Finding(what=what, name=name, level=Level.NOTE, says=says, advice=advice)
 
 
 def _node(node: NodeStatus) -> Finding:

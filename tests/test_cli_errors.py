@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,35 +163,29 @@ def test_without_configuration_the_tables_are_in_the_current_folder(tmp_path: Pa
     assert run_process("resolve", A, cwd=tmp_path).code == 1
 
 
-def test_the_environment_names_the_configuration(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'other.db'}"
-    assert run_process("db", "upgrade", cwd=tmp_path, env={"CELLCACHE_DATABASE__URL": url}).code == 0
-    (tmp_path / "named.toml").write_text(f'[database]\nurl = "{url}"\n')
-    outcome = run_process(
-        "db", "current", "--json", cwd=tmp_path, env={"CELLCACHE_CONFIG": str(tmp_path / "named.toml")}
-    )
+def test_the_environment_names_the_configuration(deployment: Deployment) -> None:
+    outcome = run_process("db", "current", "--json", env={"CELLCACHE_CONFIG": str(deployment.config)})
     assert outcome.document["up_to_date"] is True
 
 
-def test_whoever_reads_only_the_beginning_is_no_error(tmp_path: Path) -> None:
-    config = tmp_path / "cellcache.toml"
-    config.write_text(f'[database]\nurl = "sqlite:///{tmp_path / "c.db"}"\n')
-    assert run_process("db", "upgrade", "-c", str(config)).code == 0
-    cell = run_process("cell", "create", "one", "--database-connection", "sqlite:///one.db", "-c", str(config))
-    assert cell.code == 0
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_whoever_reads_only_the_beginning_is_no_error(deployment: Deployment, form: str) -> None:
+    deployment.ok("cell", "create", "one", "--database-connection", "sqlite:///one.db")
     rows = "".join(f"{number:08x}-0000-4000-8000-000000000000,one,p\n" for number in range(3000))
-    assert run_process("instance", "map", "--from", "-", "-c", str(config), stdin=rows).code == 0
-    for extra in ((), ("--json",)):
-        arguments = command("instance", "list", "--all", "-c", str(config), *extra)
-        with subprocess.Popen(
-            arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            assert process.stdout.readline()
-            process.stdout.close()
-            assert process.stderr.read() == ""
-            assert process.wait(timeout=30) == ExitCode.BROKEN_PIPE
+    (deployment.folder / "rows.csv").write_text(rows)
+    deployment.ok("instance", "map", "--from", str(deployment.folder / "rows.csv"))
+    arguments = command(
+        "instance", "list", "--all", "-c", str(deployment.config), *(["--json"] if form == "json" else [])
+    )
+    with subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=30) == ExitCode.BROKEN_PIPE
 
 
 def test_an_interrupted_command_says_nothing(tmp_path: Path) -> None:
@@ -245,38 +239,44 @@ def test_a_group_without_a_command_shows_its_help(group: str, capsys: pytest.Cap
     assert captured.err == ""
 
 
-def test_a_completion_script_is_printed(tmp_path: Path) -> None:
+def test_a_completion_script_is_printed() -> None:
     shell = {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    outcome = run_process("--show-completion", "bash", env=shell, cwd=tmp_path)
+    outcome = run_process("--show-completion", "bash", env=shell)
     assert outcome.code == 0
     assert "_CELLCACHE_COMPLETE" in outcome.out
     assert "complete -o default -F" in outcome.out
 
 
-def complete(line: str, cwd: Path) -> list[str]:
+def complete(line: str, env: Mapping[str, str] | None = None) -> list[str]:
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - (not line.endswith(" ")))}
-    return run_process(env={"_CELLCACHE_COMPLETE": "complete_bash", **words}, cwd=cwd).out.split()
+    outcome = run_process(env={"_CELLCACHE_COMPLETE": "complete_bash", **words, **(env or {})})
+    assert outcome.err == ""
+    return outcome.out.split()
 
 
-def test_commands_options_and_cells_are_completed(tmp_path: Path) -> None:
-    assert complete("cellcache inst", tmp_path) == ["instance"]
-    assert "--purged" in complete("cellcache instance prune --p", tmp_path)
-    assert complete("cellcache cell show ", tmp_path) == []  # no tables, no cells, no complaint
-    assert run_process("db", "upgrade", cwd=tmp_path).code == 0
+def test_commands_and_options_are_completed() -> None:
+    assert complete("cellcache inst") == ["instance"]
+    assert "--purged" in complete("cellcache instance prune --p")
+
+
+def test_cells_are_completed_by_name(deployment: Deployment) -> None:
     for name in ("one", "two"):
-        created = run_process("cell", "create", name, "--database-connection", "sqlite:///c.db", cwd=tmp_path)
-        assert created.code == 0
-    assert complete("cellcache cell show tw", tmp_path) == ["two"]
-    assert "one" in complete("cellcache instance list --cell ", tmp_path)
+        deployment.ok("cell", "create", name, "--database-connection", "sqlite:///c.db")
+    assert complete(f"cellcache -c {deployment.config} cell show tw") == ["two"]
+    assert "one" in complete("cellcache instance list --cell ", {"CELLCACHE_CONFIG": str(deployment.config)})
+
+
+def test_where_no_database_answers_no_cell_is_completed(deployment: Deployment) -> None:
+    deployment.configure('[database]\nurl = "mysql+pymysql://nova@127.0.0.1:1/nova_api"\n')
+    assert complete(f"cellcache -c {deployment.config} cell show tw") == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals")
-def test_a_progress_bar_shows_on_a_terminal_and_only_there(tmp_path: Path) -> None:
-    assert run_process("db", "upgrade", cwd=tmp_path).code == 0
-    arguments = command("doctor")
+def test_a_progress_bar_shows_on_a_terminal_and_only_there(deployment: Deployment) -> None:
+    arguments = command("doctor", "-c", str(deployment.config))
     ours, theirs = os.openpty()
     with subprocess.Popen(
-        arguments, env=environment({"TERM": "xterm"}), cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs
+        arguments, env=environment({"TERM": "xterm"}), stdout=subprocess.PIPE, stderr=theirs
     ) as process:
         os.close(theirs)
         assert process.stdout is not None
@@ -291,4 +291,4 @@ def test_a_progress_bar_shows_on_a_terminal_and_only_there(tmp_path: Path) -> No
         assert process.wait(timeout=30) == 0
     assert b"\x1b[" in seen
     assert b"\x1b[" not in out
-    assert run_process("doctor", cwd=tmp_path).err == ""
+    assert deployment.ok("doctor").err == ""

@@ -1,0 +1,204 @@
+"""The doctor: each thing that can be wrong is found, said, and given a remedy; what is right is said to be right."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellcache import CellDirectory, schema
+from cellcache.errors import BackendUnsupported
+from tests.command_line import PASSWORD, Deployment, make_deployment
+from tests.servers import MariaDB, Memcached, PostgreSQL, Redis
+
+Findings = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Deployment:
+    return make_deployment(tmp_path, capsys)
+
+
+def examine(deployment: Deployment, *arguments: str, code: int = 0) -> Findings:
+    """Return the findings by what they are about."""
+    outcome = deployment.run("doctor", "--json", *arguments)
+    assert outcome.code == code, outcome
+    findings: Findings = {}
+    for finding in outcome.documents:
+        findings.setdefault(finding["what"], []).append(finding)
+        assert (finding["level"] == "fine") == (finding["advice"] is None), finding
+    return findings
+
+
+def problems(findings: Findings) -> set[str]:
+    return {finding["what"] for each in findings.values() for finding in each if finding["level"] == "problem"}
+
+
+def memcached_configuration(deployment: Deployment, *addresses: str) -> None:
+    deployment.configure(
+        f'[database]\nurl = "{deployment.database_url}"\n'
+        f'[cache]\nbackend = "cellcache.memcached"\nservers = {list(addresses)!r}\ntimeout_s = 1.0\n'
+    )
+
+
+def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
+    deployment.ok("cell", "create", "one", "--database-connection", deployment.cell_database("one"))
+    findings = examine(deployment)
+    assert list(findings) == ["database", "tables", "cache", "cache node", "invalidations", "cell"]
+    assert all(finding["level"] == "fine" for each in findings.values() for finding in each)
+    assert findings["database"][0]["version"] == sqlite3.sqlite_version
+    assert findings["database"][0]["round_trip_s"] > 0
+    assert schema.head() in findings["tables"][0]["says"]
+    assert "time-to-live" in findings["cache"][0]["says"]
+    table = deployment.ok("doctor").out
+    assert "wrong" not in table
+    assert "coherent inside this process" in table
+
+
+def test_a_deployment_without_cells_is_told_how_to_add_one(deployment: Deployment) -> None:
+    (finding,) = examine(deployment)["cells"]
+    assert finding["level"] == "note"
+    assert "cellcache cell create" in finding["advice"]
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
+def test_a_database_server_says_its_version(deployment: Deployment, kind: str, request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue(kind)
+    assert isinstance(server, MariaDB | PostgreSQL)
+    url = server.create_database(f"doctor_{kind}")
+    deployment.configure(f'[database]\nurl = "{url}"\n')
+    assert problems(examine(deployment, code=1)) == {"tables"}
+    schema.upgrade(url)
+    (finding,) = examine(deployment)["database"]
+    assert finding["version"][0].isdigit()
+    assert ":***@" in finding["name"]
+
+
+def test_missing_tables_are_a_problem_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deployment = make_deployment(tmp_path, capsys)
+    schema.downgrade(deployment.database_url, "base")
+    findings = examine(deployment, code=1)
+    assert problems(findings) == {"tables"}
+    assert "cellcache db upgrade" in findings["tables"][0]["advice"]
+    assert "cell" not in findings
+
+
+def test_tables_of_a_newer_release_are_a_problem(deployment: Deployment) -> None:
+    with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection, connection:
+        connection.execute("UPDATE cellcache_alembic_version SET version_num = '9999_pre_future'")
+    findings = examine(deployment, code=1)
+    assert "9999_pre_future" in findings["tables"][0]["says"]
+    assert "newer" in findings["tables"][0]["advice"]
+
+
+def test_tables_that_were_altered_are_a_note(deployment: Deployment) -> None:
+    with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection:
+        connection.execute("DROP INDEX ix_instance_mapping_project_id_id")
+    (finding,) = examine(deployment)["tables"]
+    assert finding["level"] == "note"
+    assert "ix_instance_mapping_project_id_id" in finding["says"]
+
+
+def test_a_database_that_is_away_does_not_keep_it_from_the_cache(deployment: Deployment) -> None:
+    deployment.configure(
+        f'[database]\nurl = "mysql+pymysql://nova:{PASSWORD}@127.0.0.1:1/nova_api"\n'
+        '[cache]\nbackend = "cellcache.memcached"\nservers = ["127.0.0.1:1"]\n'
+    )
+    findings = examine(deployment, code=1)
+    assert problems(findings) == {"database", "cache node"}
+    assert "tables" not in findings
+    assert PASSWORD not in str(findings)
+
+
+def test_a_sqlite_file_that_is_not_there_is_not_created(deployment: Deployment) -> None:
+    missing = deployment.folder / "nowhere.db"
+    deployment.configure(f'[database]\nurl = "sqlite:///{missing}"\n')
+    findings = examine(deployment, code=1)
+    assert problems(findings) == {"database"}
+    assert "cellcache db upgrade" in findings["database"][0]["advice"]
+    assert not missing.exists()
+
+
+def test_each_cells_database_is_reached(deployment: Deployment) -> None:
+    missing = deployment.folder / "nowhere.db"
+    for name, url in (
+        ("good", deployment.cell_database("good")),
+        ("away", f"mysql+pymysql://nova:{PASSWORD}@127.0.0.1:1/nova_cell"),
+        ("missing", f"sqlite:///{missing}"),
+        ("wrong", deployment.database_url),
+    ):
+        deployment.ok("cell", "create", name, "--database-connection", url)
+    deployment.ok("cell", "update", "good", "--disable")
+    by_name = {finding["name"]: finding for finding in examine(deployment, code=1)["cell"]}
+    assert {name: finding["level"] for name, finding in by_name.items()} == {
+        "good": "fine",
+        "away": "problem",
+        "missing": "problem",
+        "wrong": "problem",
+    }
+    assert "(disabled)" in by_name["good"]["says"]
+    assert "no `instances` table" in by_name["wrong"]["says"]
+    assert not missing.exists()
+    assert PASSWORD not in str(by_name)
+    assert "cell" not in examine(deployment, "--no-cells")
+    outcome = deployment.run("doctor")
+    assert outcome.error == "3 things are wrong"
+    assert "cellcache cell update" in outcome.out.replace("\n", " ")
+
+
+def test_a_cache_node_that_is_away_is_found_and_the_others_are_fine(
+    deployment: Deployment, memcacheds: list[Memcached]
+) -> None:
+    memcached_configuration(deployment, *(server.address for server in memcacheds))
+    assert [finding["level"] for finding in examine(deployment)["cache node"]] == ["fine"] * 3
+    memcacheds[1].kill()
+    findings = examine(deployment, code=1)["cache node"]
+    assert {finding["name"]: finding["level"] for finding in findings} == {
+        memcacheds[0].address: "fine",
+        memcacheds[1].address: "problem",
+        memcacheds[2].address: "fine",
+    }
+    assert all(finding["version"] for finding in findings if finding["level"] == "fine")
+
+
+def test_redis_is_reached(deployment: Deployment, redis_server: Redis) -> None:
+    deployment.configure(
+        f'[database]\nurl = "{deployment.database_url}"\n'
+        f'[cache]\nbackend = "cellcache.redis"\nurl = "{redis_server.url}"\ntimeout_s = 1.0\n'
+    )
+    (finding,) = examine(deployment)["cache node"]
+    assert finding["version"]
+
+
+def test_a_cache_server_that_is_too_old_is_a_problem(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> CellDirectory:
+        raise BackendUnsupported("memcached at 127.0.0.1:11211 is 1.5.6; cellcache needs 1.6.10 or newer")
+
+    monkeypatch.setattr(CellDirectory, "open", refuse)
+    findings = examine(deployment, code=1)
+    assert problems(findings) == {"cache"}
+    assert "1.6.10" in findings["cache"][0]["says"]
+
+
+def test_a_backend_without_leases_is_a_note(deployment: Deployment) -> None:
+    deployment.configure(f'[database]\nurl = "{deployment.database_url}"\n[cache]\nbackend = "dogpile.cache.null"\n')
+    (finding,) = examine(deployment)["cache"]
+    assert finding["level"] == "note"
+    assert "not coherent" in finding["says"]
+
+
+@pytest.mark.parametrize(("age", "level"), [("-5 seconds", "note"), ("-10 minutes", "problem")])
+def test_invalidations_that_wait_too_long_are_a_problem(deployment: Deployment, age: str, level: str) -> None:
+    memcached_configuration(deployment, "127.0.0.1:1")
+    with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO cache_invalidation (created_at, deliver_after, instance_uuids) "
+            "VALUES (datetime('now', ?), datetime('now', ?), '0f0e3f6e-2f6c-4a3b-9d5e-2f1f6a7f4c11')",
+            (age, age),
+        )
+    (finding,) = examine(deployment, code=1)["invalidations"]
+    assert finding["level"] == level
+    assert finding["says"].startswith("1, the oldest for ")
