@@ -19,6 +19,7 @@ from redis.connection import AbstractConnection
 from cellcache.codec import FENCE
 from cellcache.errors import BackendUnsupported
 
+from .names import demand_address
 from .stream import Garbled, Stream
 
 OLDEST_VERSION = (7, 0)  # the first whose SET takes NX together with GET, and whose scripts are told apart by flags
@@ -74,7 +75,10 @@ class Connection(Stream[Reply]):
     def __init__(self, connection: AbstractConnection, shown: str, key_prefix: bytes, timeout_s: float) -> None:
         self._connection = connection
         deadline = time.monotonic() + timeout_s
+        host: str | None = getattr(connection, "host", None)  # a Unix socket has none
         try:
+            if host is not None:
+                demand_address(host, timeout_s)
             connection.connect()  # type: ignore[no-untyped-call, unused-ignore]
         except redis.RedisError as error:
             raise ConnectionError(str(error)) from error

@@ -18,6 +18,7 @@ from pymemcache.client.base import Client  # type: ignore[import-untyped, unused
 from cellcache.codec import MAPPED_SIZE
 from cellcache.errors import BackendUnsupported
 
+from .names import demand_address
 from .stream import Garbled, Stream
 
 OLDEST_VERSION = (1, 6, 10)  # the first whose meta commands are stable
@@ -59,6 +60,8 @@ class Connection(Stream[Reply | Hit]):
             server, connect_timeout=timeout_s, timeout=timeout_s, no_delay=True, tls_context=tls_context
         )
         try:
+            if not isinstance(server, str):
+                demand_address(server[0], timeout_s)
             self._client._connect()  # noqa: SLF001 - its commands connect too, but wait for ever for the end of a line
             super().__init__(self._client.sock, timeout_s)
             self.version = self._handshake(credentials, deadline)
