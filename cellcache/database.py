@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
+from cellcache.texts import LONGEST_URL, demand_text
 
 Use = Literal["read", "write", "cell"]
 
@@ -30,13 +31,14 @@ _POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
 def demand_usable_url(url: str) -> str:
     """Return a database URL that SQLAlchemy understands and has a driver for, or raise InvalidValue."""
     try:
+        demand_text("database_connection", url, longest=LONGEST_URL, secret=True)
         make_url(url).get_dialect()
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        # SQLAlchemy quotes the text that it could not parse, which may hold a password
+    except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
+        # "from None": they quote what could not be parsed, such as a password that stands where the port should
         raise InvalidValue(
             "this database URL cannot be used: write it as mysql+pymysql://user:password@host/database, "
             "postgresql+psycopg://user:password@host/database or sqlite:///file"
-        ) from error
+        ) from None
     return url
 
 

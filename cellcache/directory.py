@@ -40,6 +40,7 @@ from cellcache.read_through import ReadThrough
 from cellcache.region import demand_support, open_region
 from cellcache.statistics import Counters, Statistics
 from cellcache.store import Invalidation, Store, Transaction, Waiting, batches, now
+from cellcache.texts import LONGEST_NAME, LONGEST_URL, demand_text
 from cellcache.write_through import TRIES, Changes, WriteThrough
 
 log = logging.getLogger(__name__)
@@ -296,9 +297,9 @@ class CellDirectory:
         """Create a cell; its UUID is made up where none is given. Raises CellExists."""
         cell = CellMapping(
             uuid=str(uuid4()) if uuid is None else canonical_uuid(uuid),
-            name=name,
+            name=None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             database_connection=demand_usable_url(database_connection),
-            transport_url=transport_url,
+            transport_url=demand_text("transport_url", transport_url, longest=LONGEST_URL, secret=True),
             created_at=now(),
         )
         with self._store.change_cells() as transaction:
@@ -327,9 +328,11 @@ class CellDirectory:
     ) -> CellMapping:
         """Change what is given, leave the rest. Other processes see it within `cells.refresh_s`."""
         changes: dict[str, Any] = {
-            "name": name,
+            "name": None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             "database_connection": None if database_connection is None else demand_usable_url(database_connection),
-            "transport_url": transport_url,
+            "transport_url": None
+            if transport_url is None
+            else demand_text("transport_url", transport_url, longest=LONGEST_URL, secret=True),
             "disabled": disabled,
         }
         cell_uuid = canonical_uuid(uuid)
@@ -441,9 +444,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _checked(row: NewMapping) -> tuple[str, str, str]:
     instance_uuid, cell_uuid, project_id = row
-    if not 1 <= len(project_id) <= 255:
-        raise InvalidValue(f"project_id {project_id[:40]!r} is not a text of 1 to 255 characters")
-    return canonical_uuid(instance_uuid), canonical_uuid(cell_uuid), project_id
+    project = demand_text("project_id", project_id, longest=LONGEST_NAME)
+    return canonical_uuid(instance_uuid), canonical_uuid(cell_uuid), project
 
 
 def _exists(existing: InstanceMapping, cell_uuid: str, project_id: str) -> MappingExists:
