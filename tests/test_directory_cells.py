@@ -1,0 +1,377 @@
+"""The directory's methods about cells, over every database."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Connection, text
+
+from cellcache import (
+    CellCacheError,
+    CellDirectory,
+    CellExists,
+    CellInUse,
+    CellNotFound,
+    DatabaseUnavailable,
+    InstanceNotMapped,
+    InvalidUUID,
+    InvalidValue,
+)
+from tests.caches import eventually
+from tests.directories import (
+    CLOSED,
+    DATABASES,
+    HERE,
+    SHARED_CACHES,
+    THERE,
+    Site,
+    new_cell_database,
+    new_uuids,
+    open_site,
+)
+from tests.hostile import HOSTILE_VALUES
+
+PROJECT = "project-1"
+NOWHERE = str(UUID(int=0xDEAD))
+DATABASE = "mysql+pymysql://nova:hush@127.0.0.1:1/nova_cell1"
+QUEUE = "rabbit://nova:shush@mq/"
+
+
+@pytest.fixture(params=DATABASES)
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, "memory", request.param) as site:
+        yield site
+
+
+@pytest.fixture
+def directory(site: Site) -> CellDirectory:
+    return site.open()
+
+
+@pytest.fixture
+def key() -> str:
+    return str(uuid4())
+
+
+def test_created_cell_is_there(site: Site, directory: CellDirectory) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    cell = directory.create_cell("cell1", DATABASE, QUEUE)
+    assert (cell.name, cell.database_connection, cell.transport_url, cell.disabled) == ("cell1", DATABASE, QUEUE, False)
+    assert cell.created_at is not None
+    assert before <= cell.created_at <= datetime.now(UTC)
+    assert cell.updated_at is None
+    assert UUID(cell.uuid).version == 4
+    assert directory.get_cell(cell.uuid) == cell
+    assert site.open().get_cell(cell.uuid) == cell
+
+
+def test_cell_may_be_given_its_uuid_and_no_name(directory: CellDirectory) -> None:
+    wanted = uuid4()
+    cell = directory.create_cell(None, DATABASE, QUEUE, uuid=str(wanted).upper())
+    assert (cell.uuid, cell.name) == (str(wanted), None)
+    assert directory.get_cell(wanted) == cell
+
+
+def test_instances_can_be_mapped_into_a_new_cell_at_once(site: Site, directory: CellDirectory, key: str) -> None:
+    other = site.open()
+    cell = directory.create_cell("cell1", DATABASE, QUEUE)
+    other.map_instance(key, cell.uuid, PROJECT)
+    assert directory.resolve_cell(key) == other.resolve_cell(key) == cell
+
+
+@pytest.mark.parametrize("kind", SHARED_CACHES)
+def test_cell_that_a_process_has_never_seen_resolves(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with open_site(request, tmp_path, kind) as site:
+        reader, writer, keys = site.open(), site.open(), new_uuids(2)
+        reader.resolve_cells(keys)  # it has read the cells there are
+        cell = writer.create_cell("cell1", DATABASE, QUEUE)
+        writer.map_instances((key, cell.uuid, PROJECT) for key in keys)
+        assert reader.resolve_cell(keys[0]) == cell
+        assert site.open().resolve_cells(keys) == dict.fromkeys(keys, cell)
+
+
+def test_uuid_that_a_cell_has_already_is_refused(site: Site, directory: CellDirectory) -> None:
+    before = directory.get_cell(HERE)
+    with pytest.raises(CellExists, match=f"there is a cell {HERE} already") as caught:
+        directory.create_cell("another", DATABASE, QUEUE, uuid=HERE)
+    assert caught.value.cell_uuid == HERE
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, CellCacheError)
+    assert directory.get_cell(HERE) == before
+
+
+UNUSABLE = [
+    "hush",
+    "",
+    "nosuch://nova:hush@db/nova",
+    "mysql+nosuch://nova:hush@db/nova",
+    "mysql+pymysql://nova:hush@db:port/nova",
+    "mysql+pymysql://nova@db:hush/nova",
+    "mysql+pymysql//nova:hush@db/nova",
+    "mysql+pymysql://nova:hush@db/nova\0",
+    f"mysql+pymysql://nova:hush@db/\ud800{'x' * 10}",
+    None,
+    5,
+]
+
+
+@pytest.mark.parametrize("url", UNUSABLE, ids=repr)
+def test_database_url_that_cannot_be_used_is_refused_and_not_quoted(directory: CellDirectory, url: Any) -> None:
+    cells = directory.list_cells()
+    calls: list[Callable[[], object]] = [
+        lambda: directory.create_cell("cell1", url, QUEUE),
+        lambda: directory.update_cell(HERE, database_connection=url or "hush"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidValue, match="this database URL cannot be used: write it as") as caught:
+            call()
+        assert not [link for link in _chain(caught.value) if "hu" in str(link)]
+    assert directory.list_cells() == cells
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that a logged traceback shows behind it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "a\0b", "\ud800", 5], ids=lambda value: repr(value)[:10])
+def test_name_that_cannot_be_stored_is_refused(directory: CellDirectory, name: Any) -> None:
+    cells = directory.list_cells()
+    calls: list[Callable[[], object]] = [
+        lambda: directory.create_cell(name, DATABASE, QUEUE),
+        lambda: directory.update_cell(HERE, name=name),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidValue, match=r"name .* is not a text of"):
+            call()
+    assert directory.list_cells() == cells
+
+
+@pytest.mark.parametrize("queue", ["shush\0", "\ud800shush", 5], ids=repr)
+def test_transport_url_that_cannot_be_stored_is_refused_and_not_quoted(directory: CellDirectory, queue: Any) -> None:
+    cells = directory.list_cells()
+    calls: list[Callable[[], object]] = [
+        lambda: directory.create_cell("cell1", DATABASE, queue),
+        lambda: directory.update_cell(HERE, transport_url=queue),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidValue, match="transport_url") as caught:
+            call()
+        assert "shush" not in "".join(str(link) for link in _chain(caught.value))
+    assert directory.list_cells() == cells
+
+
+def test_cells_are_listed_the_oldest_first(directory: CellDirectory) -> None:
+    created = [directory.create_cell(f"cell{number}", DATABASE, QUEUE) for number in range(3)]
+    assert directory.list_cells()[3:] == created
+    assert [cell.uuid for cell in directory.list_cells()[:3]] == [HERE, THERE, CLOSED]
+
+
+def test_cell_that_is_not_there_is_a_lookup_error(directory: CellDirectory) -> None:
+    for call in (directory.get_cell, directory.delete_cell, lambda it: directory.update_cell(it, name="x")):
+        with pytest.raises(CellNotFound, match=f"there is no cell {NOWHERE}; `cellcache cell list`") as caught:
+            call(NOWHERE.upper())
+        assert caught.value.cell_uuid == NOWHERE
+        assert isinstance(caught.value, LookupError)
+
+
+def test_what_is_no_uuid_is_refused(directory: CellDirectory) -> None:
+    calls: list[Callable[[Any], object]] = [
+        directory.get_cell,
+        directory.delete_cell,
+        directory.prune_purged,
+        lambda it: directory.update_cell(it, name="x"),
+        lambda it: directory.map_instance(uuid4(), it, PROJECT),
+        lambda it: directory.move_instance(uuid4(), it),
+    ]
+    may_be_none: list[Callable[[Any], object]] = [
+        lambda it: directory.list_instances(cell_uuid=it),
+        lambda it: directory.create_cell("cell1", DATABASE, QUEUE, uuid=it),
+    ]
+    for value in HOSTILE_VALUES:
+        for call in calls if value is None else calls + may_be_none:
+            with pytest.raises(InvalidUUID):
+                call(value)
+
+
+def test_update_changes_what_is_given_and_leaves_the_rest(directory: CellDirectory) -> None:
+    created = directory.create_cell("cell1", DATABASE, QUEUE)
+    renamed = directory.update_cell(created.uuid, name="cell one")
+    assert (renamed.name, renamed.database_connection, renamed.transport_url) == ("cell one", DATABASE, QUEUE)
+    assert renamed.updated_at is not None
+    moved = directory.update_cell(created.uuid, database_connection="sqlite:///other.db", transport_url="fake://")
+    assert (moved.name, moved.database_connection, moved.transport_url) == ("cell one", "sqlite:///other.db", "fake://")
+    assert directory.update_cell(created.uuid, disabled=True).disabled
+    assert not directory.update_cell(created.uuid, disabled=False).disabled
+    assert directory.update_cell(created.uuid).name == "cell one"
+
+
+def test_update_is_seen_by_who_made_it_at_once(directory: CellDirectory, key: str) -> None:
+    directory.map_instance(key, HERE, PROJECT)
+    directory.resolve_cell(key)
+    directory.update_cell(HERE, name="renamed")
+    assert directory.resolve_cell(key).name == "renamed"
+    assert directory.resolve_cells([key])[key].name == "renamed"
+
+
+def test_update_is_seen_by_others_within_the_refresh(site: Site, directory: CellDirectory, key: str) -> None:
+    with CellDirectory.open(
+        site.settings().model_copy(update={"cells": site.settings().cells.model_copy(update={"refresh_s": 0.05})})
+    ) as other:
+        directory.map_instance(key, HERE, PROJECT)
+        assert other.resolve_cell(key).name == "here"
+        directory.update_cell(HERE, name="renamed")
+        assert eventually(lambda: _hurried(other).resolve_cell(key).name == "renamed")
+
+
+def _hurried(directory: CellDirectory) -> CellDirectory:
+    """Let its thread look now, which it does every five seconds otherwise."""
+    directory._invalidations.wanted.set()
+    return directory
+
+
+def test_get_cell_asks_the_table(site: Site, directory: CellDirectory) -> None:
+    other = site.open()
+    other.get_cell(HERE)
+    directory.update_cell(HERE, name="renamed")
+    assert other.get_cell(HERE).name == "renamed"
+
+
+def test_disabling_a_cell_is_seen_by_other_writers_at_once(site: Site, directory: CellDirectory, key: str) -> None:
+    other = site.open()
+    other.map_instance(key, HERE, PROJECT)
+    directory.update_cell(HERE, disabled=True)
+    with pytest.raises(CellCacheError, match="is disabled and takes no instances"):
+        other.map_instance(str(uuid4()), HERE, PROJECT)
+
+
+def test_deleted_cell_is_gone(site: Site, directory: CellDirectory, key: str) -> None:
+    other = site.open()
+    other.list_cells()
+    directory.delete_cell(HERE.upper())
+    for one in (directory, other):
+        assert HERE not in {cell.uuid for cell in one.list_cells()}
+        with pytest.raises(CellNotFound):
+            one.get_cell(HERE)
+        with pytest.raises(CellNotFound):
+            one.map_instance(key, HERE, PROJECT)
+
+
+def test_cell_with_mappings_is_not_deleted(site: Site, directory: CellDirectory, key: str) -> None:
+    directory.map_instance(key, HERE, PROJECT)
+    with pytest.raises(CellInUse, match=f"cell {HERE} still has instance mappings") as caught:
+        site.open().delete_cell(HERE)
+    assert caught.value.cell_uuid == HERE
+    assert directory.resolve_cell(key) == directory.get_cell(HERE)
+    directory.move_instance(key, THERE)
+    directory.delete_cell(HERE)
+
+
+def test_mapping_and_deleting_at_once_leaves_no_mapping_without_its_cell(site: Site) -> None:
+    mapper, deleter = site.open(), site.open()
+    for number in range(12):
+        cell = mapper.create_cell(f"cell{number}", DATABASE, QUEUE).uuid
+        key, together = str(uuid4()), threading.Barrier(2)
+
+        def create(cell: str = cell, key: str = key, together: threading.Barrier = together) -> bool:
+            together.wait(30)
+            try:
+                mapper.map_instance(key, cell, PROJECT)
+            except CellNotFound:
+                return False
+            return True
+
+        def remove(cell: str = cell, together: threading.Barrier = together) -> bool:
+            together.wait(30)
+            try:
+                deleter.delete_cell(cell)
+            except CellInUse:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            created, removed = pool.submit(create), pool.submit(remove)
+            assert created.result() is not removed.result()
+        assert (key in site.table()) is created.result()
+
+
+# -- the cell's own database -------------------------------------------------------------------------------------
+
+
+def test_connection_is_to_the_database_of_the_instances_cell(
+    directory: CellDirectory, key: str, tmp_path: Path
+) -> None:
+    cell = directory.create_cell("cell1", new_cell_database(tmp_path, {key: 7}), QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    for _ in range(2):
+        with directory.connect_cell(key.upper()) as connection:
+            assert connection.scalar(text("SELECT deleted FROM instances WHERE uuid = :key"), {"key": key}) == 7
+    assert connection.closed
+
+
+def test_connection_follows_the_cells_database(directory: CellDirectory, key: str, tmp_path: Path) -> None:
+    cell = directory.create_cell("cell1", new_cell_database(tmp_path, {key: 1}), QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    with directory.connect_cell(key) as connection:
+        assert connection.scalar(text("SELECT deleted FROM instances")) == 1
+    directory.update_cell(cell.uuid, database_connection=new_cell_database(tmp_path, {key: 2}))
+    with directory.connect_cell(key) as connection:
+        assert connection.scalar(text("SELECT deleted FROM instances")) == 2
+
+
+def test_connection_for_what_is_not_mapped_is_an_error(directory: CellDirectory, key: str) -> None:
+    with pytest.raises(InstanceNotMapped), directory.connect_cell(key):
+        pytest.fail("connected")
+    with pytest.raises(InvalidUUID), directory.connect_cell("x"):
+        pytest.fail("connected")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+pymysql://nova:hush@127.0.0.1:1/cell",
+        "postgresql+psycopg://nova:hush@127.0.0.1:1/cell",
+    ],
+)
+def test_cells_database_that_is_away_is_an_error_without_its_password(
+    directory: CellDirectory, key: str, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    cell = directory.create_cell("cell1", url, QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    with (
+        pytest.raises(DatabaseUnavailable, match=r"database .* did not do as asked") as caught,
+        directory.connect_cell(key),
+    ):
+        pytest.fail("connected")
+    assert "\n" not in str(caught.value)
+    assert "hush" not in "".join(str(link) for link in _chain(caught.value))
+    assert "hush" not in caplog.text
+    assert directory.resolve_cell(key) == cell
+
+
+def test_error_of_the_caller_passes_through_and_the_connection_goes_back(
+    directory: CellDirectory, key: str, tmp_path: Path
+) -> None:
+    cell = directory.create_cell("cell1", new_cell_database(tmp_path), QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    for _ in range(10):  # twice as many as the pool has
+        with pytest.raises(ZeroDivisionError), directory.connect_cell(key) as connection:
+            _use_and_fail(connection)
+        assert connection.closed
+
+
+def _use_and_fail(connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
+    raise ZeroDivisionError
