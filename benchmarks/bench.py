@@ -18,6 +18,7 @@ from benchmarks.results import Case, Figure, percentiles
 from benchmarks.world import Counted, Counts, Place, World
 
 _CHECKED = 20
+_ON_SEVERAL_NODES = 20_000
 _COUNTED = 3
 _NEVER_MAPPED = 10**12  # numbers from here on belong to no instance that any scenario creates
 
@@ -75,27 +76,36 @@ class Bench:
         key = contender, nodes
         if key not in self._loaded:
             opened = self._stack.enter_context(contextlib.closing(contender(self.place(contender, nodes))))
-            with self.progress.step(f"filling {contender.title}", self.instances.count) as on_progress:
-                for start in range(0, self.instances.count, 10_000):
-                    numbers = range(start, min(start + 10_000, self.instances.count))
-                    opened.store(self.instances, numbers)
+            stored = self.stored(nodes)
+            with self.progress.step(f"filling {contender.title}", stored.count) as on_progress:
+                for start in range(0, stored.count, 10_000):
+                    numbers = range(start, min(start + 10_000, stored.count))
+                    opened.store(stored, numbers)
                     on_progress(len(numbers))
-            self._check(opened)
+            self._check(opened, stored)
             self._loaded[key] = opened
         return self._loaded[key]
+
+    def stored(self, nodes: int) -> Instances:
+        """Return the instances that a cache of so many nodes is filled with: to fill several takes HashClient long."""
+        count = self.options.rows if nodes == 1 else min(self.options.rows, _ON_SEVERAL_NODES)
+        return self.world.instances(count)
+
+    def has(self, key: str) -> bool:
+        return any(contender.key == key for contender in self.who_can("lookup"))
 
     def place(self, contender: type[Contender], nodes: int = 1, rows: int | None = None) -> Place:
         """Return a place with caches of the contender's own."""
         rows = self.options.rows if rows is None else rows
-        place = Place(self.world.database(rows), self.world.instances(rows))
+        place = Place(self.world.database(rows).url, self.world.cell_database(), self.world.instances(rows))
         if contender.family == "memcached":
             place = replace(place, memcached=self.world.memcached(nodes))
         elif contender.family == "redis":
             place = replace(place, redis=self.world.redis())
         return place
 
-    def _check(self, contender: Contender) -> None:
-        numbers = self.random.sample(range(self.instances.count), _CHECKED)
+    def _check(self, contender: Contender, stored: Instances) -> None:
+        numbers = self.random.sample(range(stored.count), _CHECKED)
         expected = {self.instances.uuid(number): self.instances.cell(number) for number in numbers}
         if contender.can("lookup"):
             lookup = contender.operation("lookup")

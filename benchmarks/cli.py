@@ -83,7 +83,7 @@ def measure(options: Options, console: Console) -> Results:
     chosen = [name for name in SCENARIOS if not options.scenarios or name in options.scenarios]
     with (
         Progress(console, len(chosen)) as progress,
-        World(options.seed, progress.step) as world,
+        World(options.seed, progress.step, buffer_pool_gb=6 if max(options.growth) > 2_000_000 else 1) as world,
         contextlib.closing(Bench(options, world, progress)) as bench,
     ):
         for reason in bench.left_out:

@@ -13,9 +13,11 @@ from typing import Self
 
 from sqlalchemy import make_url
 
+from benchmarks.cells import ROWS as CELL_ROWS
+from benchmarks.cells import create_cell
 from benchmarks.counting import CountingProxy, StatementCounter
 from benchmarks.instances import Instances
-from benchmarks.tables import create_tables, load
+from benchmarks.tables import Loaded, load
 from tests.servers import MariaDB, Memcached, Redis
 
 Loading = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
@@ -27,23 +29,25 @@ class Place:
     """Where a contender finds its servers; `timeout_s` is every client's limit."""
 
     database: str
+    cell_database: str
     instances: Instances
     memcached: tuple[str, ...] = ()
     redis: str | None = None
+    room: int = 10_000_000  # entries that a cache inside the process may hold
     timeout_s: float = 1.0  # long enough that a busy machine does not turn a hit into a time-out
 
 
 class World:
     """Starts servers on loopback; the database is durable: a commit returns when it is on disk."""
 
-    def __init__(self, seed: int, loading: Loading) -> None:
+    def __init__(self, seed: int, loading: Loading, *, buffer_pool_gb: int = 1) -> None:
         self.seed = seed
+        self._buffer_pool_gb = buffer_pool_gb
         self._loading = loading
         self._stack = contextlib.ExitStack()
         self._mariadb: MariaDB | None = None
-        self._databases: dict[int, str] = {}
+        self._databases: dict[int, Loaded] = {}
         self._cells: str | None = None
-        self.servers: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -65,32 +69,30 @@ class World:
         """Start a Redis and return its URL."""
         return self._stack.enter_context(Redis()).url
 
-    def database(self, rows: int) -> str:
-        """Return the URL of a database whose `instance_mapping` has that many rows; loaded once per run."""
+    def database(self, rows: int) -> Loaded:
+        """Return a database whose `instance_mapping` has that many rows; loaded once per run."""
         if rows not in self._databases:
-            url = self.empty_database(rows)
+            url = self.mariadb.create_database(f"mappings_{rows}")
             with self._loading(f"loading {rows:,} rows", rows) as on_progress:
-                load(url, self.instances(rows), on_progress)
-            self._databases[rows] = url
+                self._databases[rows] = load(url, self.instances(rows), self.cell_database(), on_progress)
         return self._databases[rows]
-
-    def empty_database(self, rows: int, name: str | None = None) -> str:
-        """Return the URL of a new database with the tables, the cells and no mapping."""
-        url = self.mariadb.create_database(name or f"mappings_{rows}")
-        create_tables(url, self.instances(rows), self.cell_database())
-        return url
 
     def cell_database(self) -> str:
         """Return the URL of the database that all cells of the run share."""
         if self._cells is None:
             self._cells = self.mariadb.create_database("cell")
+            create_cell(self._cells, self.instances(CELL_ROWS))
         return self._cells
+
+    def statements(self) -> StatementCounter:
+        """Count all clients' statements; to be closed."""
+        return StatementCounter(self.mariadb.url)
 
     @property
     def mariadb(self) -> MariaDB:
         if self._mariadb is None:
             options = [
-                "--innodb-buffer-pool-size=1G",
+                f"--innodb-buffer-pool-size={self._buffer_pool_gb}G",
                 "--innodb-log-file-size=512M",
                 "--local-infile=1",
                 "--max-allowed-packet=64M",

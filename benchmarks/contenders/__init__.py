@@ -9,7 +9,7 @@ from benchmarks.contenders.in_process import CacheTools, Dictionary, LruCache
 from benchmarks.contenders.memcached_clients import MetaMemcache, Pylibmc, Pymemcache, PymemcacheHash, PymemcachePooled
 from benchmarks.contenders.ours import InMemory, OnMemcached, OnRedis
 from benchmarks.contenders.redis_clients import RedisPy
-from benchmarks.contenders.sql import BarePyMySQL, Core, HeldCore
+from benchmarks.contenders.sql import BarePyMySQL, CellRow, Core, HeldCore
 
 CONTENDERS: tuple[type[Contender], ...] = (
     OnMemcached,
@@ -32,6 +32,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     Core,
     HeldCore,
     BarePyMySQL,
+    CellRow,
 )
 
 __all__ = ["CONTENDERS", "Contender", "Family", "Operation"]

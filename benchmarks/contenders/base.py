@@ -10,6 +10,8 @@ property that returns it saves a Python call that would not be the library's:
     create_many(rows)
     move((key, cell))
     prune([key])          one or many
+    listing(project_id)   the first page of a project's mappings
+    request(key)          the instance's row, from the database of its cell
 
 `reads_through` says that a lookup of what is not in the cache reads it from SQL and keeps it; such a contender has
 `forget(keys)` as well. What a lookup answers may be anything from which `cell_of` gets the cell's UUID.
@@ -25,7 +27,17 @@ from benchmarks.instances import CELLS, Instances
 from benchmarks.world import Place
 
 Family = Literal["memcached", "redis", "memory", "sql"]
-Operation = Literal["lookup", "lookup_unmapped", "lookup_many", "create", "create_many", "move", "prune"]
+Operation = Literal[
+    "lookup",
+    "lookup_unmapped",
+    "lookup_many",
+    "create",
+    "create_many",
+    "move",
+    "prune",
+    "listing",
+    "request",
+]
 
 Lookup = Callable[[str], Any]
 

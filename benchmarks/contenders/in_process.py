@@ -12,7 +12,6 @@ from benchmarks.contenders.sql import Core
 from benchmarks.instances import Instances
 from benchmarks.world import Place
 
-_ROOM = 10_000_000
 _HOUR_S = 3600.0
 
 
@@ -46,7 +45,7 @@ class LruCache(Contender):
         super().__init__(place)
         self._table = Core(place)
         self._given: dict[str, str] = {}
-        self._lookup = lru_cache(maxsize=_ROOM)(self._read)
+        self._lookup = lru_cache(maxsize=place.room)(self._read)
 
     @property
     def lookup(self) -> Lookup:
@@ -80,7 +79,7 @@ class CacheTools(Contender):
         from cachetools import TTLCache, cached
 
         self._table = Core(place)
-        self._cache: TTLCache[Any, Any] = TTLCache(maxsize=_ROOM, ttl=_HOUR_S)
+        self._cache: TTLCache[Any, Any] = TTLCache(maxsize=place.room, ttl=_HOUR_S)
         self._lookup: Callable[[str], Any] = cached(self._cache, lock=threading.Lock())(self._table.lookup)
 
     @property

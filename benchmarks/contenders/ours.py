@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.cells import ROW_OF_ONE
 from benchmarks.contenders.base import Contender, Lookup, batches
+from benchmarks.contenders.sql import PAGE
 from benchmarks.instances import Instances, Row
 from benchmarks.world import Place
 from cellcache import CellDirectory, InstanceNotMapped, Settings
@@ -68,6 +70,13 @@ class Directory(Contender, ABC):
     def move(self, change: tuple[str, str]) -> None:
         self.directory.move_instance(*change)
 
+    def listing(self, project_id: str) -> object:
+        return self.directory.list_instances(project_id=project_id, limit=PAGE)
+
+    def request(self, key: str) -> object:
+        with self.directory.connect_cell(key) as connection:
+            return connection.execute(ROW_OF_ONE, {"key": key}).one()
+
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         for batch in batches(numbers):
             self.directory.resolve_cells(map(instances.uuid, batch))
@@ -107,4 +116,4 @@ class InMemory(Directory):
     family = "memory"
 
     def _cache(self) -> dict[str, Any]:
-        return {"backend": "cellcache.memory", "max_entries": 10_000_000}
+        return {"backend": "cellcache.memory", "max_entries": self.place.room}

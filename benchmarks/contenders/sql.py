@@ -7,16 +7,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pymysql
-from sqlalchemy import bindparam, create_engine, delete, func, insert, make_url, select, update
+from sqlalchemy import Engine, bindparam, create_engine, delete, func, insert, make_url, select, update
 
+from benchmarks.cells import ROW_OF_ONE
 from benchmarks.contenders.base import Contender
 from benchmarks.instances import Row
+from benchmarks.tables import cell_mapping
 from benchmarks.tables import instance_mapping as table
 from benchmarks.world import Place
+
+PAGE = 100  # instances in one page of a listing
 
 CELL_OF_ONE = select(table.c.cell_uuid).where(table.c.instance_uuid == bindparam("key"))
 CELLS_OF_MANY = select(table.c.instance_uuid, table.c.cell_uuid).where(
     table.c.instance_uuid.in_(bindparam("keys", expanding=True))
+)
+_PAGE = select(table).where(table.c.project_id == bindparam("project")).order_by(table.c.id).limit(PAGE)
+_CELL_AND_DATABASE = (
+    select(cell_mapping.c.uuid, cell_mapping.c.database_connection)
+    .join(table, table.c.cell_uuid == cell_mapping.c.uuid)
+    .where(table.c.instance_uuid == bindparam("key"))
 )
 _INSERT = insert(table)
 _DELETE_ONE = delete(table).where(table.c.instance_uuid == bindparam("key"))
@@ -38,6 +48,7 @@ class Core(Contender):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self.engine = create_engine(place.database, pool_size=40)
+        self._cell: Engine | None = None
 
     def lookup(self, key: str) -> Any:
         with self.engine.connect() as connection:
@@ -66,8 +77,44 @@ class Core(Contender):
             else:
                 connection.execute(_DELETE_MANY, {"keys": keys})
 
+    def listing(self, project_id: str) -> Sequence[Any]:
+        with self.engine.connect() as connection:
+            return connection.execute(_PAGE, {"project": project_id}).all()
+
+    def request(self, key: str) -> Any:
+        """The mapping, the cell's mapping, and the instance's row, each from its table."""
+        with self.engine.connect() as connection:
+            connection.execute(_CELL_AND_DATABASE, {"key": key}).one()
+        with self._cell_engine().connect() as connection:
+            return connection.execute(ROW_OF_ONE, {"key": key}).one()
+
+    def _cell_engine(self) -> Engine:
+        if self._cell is None:
+            self._cell = create_engine(self.place.cell_database)
+        return self._cell
+
     def close(self) -> None:
         self.engine.dispose()
+        if self._cell is not None:
+            self._cell.dispose()
+
+
+class CellRow(Contender):
+    key = "row"
+    title = "the row alone, its cell being known"
+    family = "sql"
+    how = "the SELECT in the cell's database that every request ends with, through SQLAlchemy Core"
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._engine = create_engine(place.cell_database)
+
+    def request(self, key: str) -> Any:
+        with self._engine.connect() as connection:
+            return connection.execute(ROW_OF_ONE, {"key": key}).one()
+
+    def close(self) -> None:
+        self._engine.dispose()
 
 
 class HeldCore(Contender):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.results import Case
-from benchmarks.scenarios import bulk, hit, miss, write
+from benchmarks.scenarios import bulk, growth, hit, memory, miss, nodes, processes, request, threads, write, zipf
 
 Scenario = Callable[[Bench], Iterator[Case]]
 
@@ -18,4 +18,12 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "create": (write.TITLE_CREATE, write.run_create),
     "move": (write.TITLE_MOVE, write.run_move),
     "prune": (write.TITLE_PRUNE, write.run_prune),
+    "request": (request.TITLE, request.run),
+    "memory": (memory.TITLE, memory.run),
+    "threads": (threads.TITLE, threads.run),
+    "processes": (processes.TITLE_HITS, processes.run_hits),
+    "nodes": (nodes.TITLE, nodes.run),
+    "zipf": (zipf.TITLE, zipf.run),
+    "fleet": (processes.TITLE_FLEET, processes.run_fleet),
+    "growth": (growth.TITLE, growth.run),
 }

@@ -23,10 +23,11 @@ def run(bench: Bench) -> Iterator[Case]:
 
 def bulk(bench: Bench, size: int, nodes: int, scenario: str) -> Iterator[Case]:
     """Compare all that can look up many, on so many nodes."""
-    size = min(size, bench.instances.count)
+    stored = bench.stored(nodes)
+    size = min(size, stored.count)
 
     def lists(contender: Contender, number: int) -> list[Any]:
-        return [contender.argument_many(bench.instances.distinct(bench.random, size)) for _ in range(number)]
+        return [contender.argument_many(stored.distinct(bench.random, size)) for _ in range(number)]
 
     yield from bench.compare(
         f"bulk-{size}-nodes-{nodes}",

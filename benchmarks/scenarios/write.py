@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 
 from benchmarks.bench import Bench
 from benchmarks.contenders import Contender
 from benchmarks.results import Case
-from benchmarks.tables import insert_rows
+from benchmarks.tables import insert_rows, local_files
 
 TITLE_CREATE = "creating mappings"
 TITLE_MOVE = "moving instances"
@@ -103,7 +103,8 @@ def run_prune(bench: Bench) -> Iterator[Case]:
 def _inserted(bench: Bench, size: int) -> list[int]:
     """Return the numbers of instances that were just mapped, behind every cache's back."""
     numbers = bench.new_numbers(size)
-    engine = create_engine(bench.world.database(bench.options.rows), connect_args={"local_infile": True})
+    url = bench.world.database(bench.options.rows).url
+    engine = create_engine(url, connect_args=local_files(make_url(url)))
     with engine.begin() as connection:
         insert_rows(connection, map(bench.instances.row, numbers))
     engine.dispose()
