@@ -54,7 +54,7 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     backend = parsed.get_backend_name()
     options: dict[str, Any] = {}
     if use == "read":
-        options["isolation_level"] = "AUTOCOMMIT"
+        options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     elif use == "write" and backend != "sqlite":  # SQLite's writers take turns anyway
         options["isolation_level"] = "READ COMMITTED"
     if use != "cell":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Connection,
-    bindparam,
     delete,
     exists,
     false,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     update,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -35,18 +36,13 @@ from cellcache.errors import (
     DatabaseUnavailable,
 )
 from cellcache.model import CellMapping, InstanceMapping
+from cellcache.row_lookup import Disconnected, RowLookup
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping
 
 T = TypeVar("T")
 
 IN_ONE_STATEMENT = 1000
 
-_cell_of_instance = select(instance_mapping.c.cell_uuid).where(
-    instance_mapping.c.instance_uuid == bindparam("instance_uuid")
-)
-_cells_of_instances = select(instance_mapping.c.instance_uuid, instance_mapping.c.cell_uuid).where(
-    instance_mapping.c.instance_uuid.in_(bindparam("instance_uuids", expanding=True))
-)
 _mappings = select(
     instance_mapping.c.id,
     instance_mapping.c.instance_uuid,
@@ -108,6 +104,9 @@ class Store:
         self.reads = Counter()  # statements that lookups cost
         limits: dict[str, float] = {"timeout_s": settings.timeout_s, "connect_timeout_s": settings.connect_timeout_s}
         self._reading = open_engine(self.url, pool_size=settings.pool_size, use="read", **limits)
+        self._timeout_s = settings.timeout_s
+        self._rows = RowLookup(self._reading)
+        self._driver_error: type[Exception] = self._reading.dialect.loaded_dbapi.Error
         self._writing = open_engine(self.url, pool_size=settings.pool_size, use="write", **limits)
 
     def close(self) -> None:
@@ -123,17 +122,14 @@ class Store:
     def cell_of(self, instance_uuid: str) -> str | None:
         """Return the UUID of the instance's cell, or None where it is not mapped."""
         self.reads.add()
-        parameters = {"instance_uuid": instance_uuid}
-        return self._read(lambda connection: connection.scalar(_cell_of_instance, parameters))
+        return self._look_up(lambda: self._rows.cell_of(instance_uuid))
 
     def cells_of(self, instance_uuids: Sequence[str]) -> dict[str, str]:
         """Return the UUID of each mapped instance's cell; one statement per 1,000."""
         found: dict[str, str] = {}
         for batch in batches(instance_uuids):
             self.reads.add()
-            parameters = {"instance_uuids": batch}
-            rows = self._read(lambda connection: connection.execute(_cells_of_instances, parameters).all())  # noqa: B023
-            found.update((row[0], row[1]) for row in rows)
+            found.update(self._look_up(lambda: self._rows.cells_of(batch)))  # noqa: B023 - called at once
         return found
 
     def mapping(self, instance_uuid: str) -> InstanceMapping | None:
@@ -176,14 +172,37 @@ class Store:
         query = select(instance_mapping.c.cell_uuid, func.count()).group_by(instance_mapping.c.cell_uuid)
         return {row[0]: row[1] for row in self._read(lambda connection: connection.execute(query).all())}
 
+    def _look_up(self, work: Callable[[], T]) -> T:
+        began = time.monotonic()
+        try:
+            return work()
+        except Disconnected as error:
+            if time.monotonic() - began > self._timeout_s / 2:  # it died of a time limit: the caller has waited enough
+                raise translated(error.driver_error, self.url) from error
+        except (SQLAlchemyError, self._driver_error, OSError) as error:
+            raise translated(error, self.url) from error
+        # A restart of the server leaves every pooled connection dead: find that out for all of them, then ask again.
+        self._read(lambda connection: connection.execute(text("SELECT 1")))
+        try:
+            return work()
+        except (SQLAlchemyError, self._driver_error, OSError) as error:
+            raise translated(error, self.url) from error
+        except Disconnected as error:
+            raise translated(error.driver_error, self.url) from error
+
     def _read(self, work: Callable[[Connection], T]) -> T:
-        """Run one statement in a snapshot of its own; once more if its pooled connection proved to be dead."""
+        """Run one statement in a snapshot of its own; once more if its pooled connection proved to be dead.
+
+        Not once more if it died of a time limit: the caller has waited for that already.
+        """
+        began = time.monotonic()
         for last in (False, True):
             try:
                 with self._reading.connect() as connection:
                     return work(connection)
             except DBAPIError as error:
-                if last or not error.connection_invalidated:
+                waited = time.monotonic() - began > self._timeout_s / 2
+                if last or waited or not error.connection_invalidated:
                     raise translated(error, self.url) from error
             except (SQLAlchemyError, OSError) as error:
                 raise translated(error, self.url) from error
@@ -255,9 +274,12 @@ class Transaction:
     def __init__(self, connection: Connection, url: str) -> None:
         self._connection = connection
         self._url = url
+        self.in_doubt = False
+        """Whether the commit was asked for and never answered: the connection broke, or the caller was interrupted."""
 
     def commit(self) -> None:
         """Commit; raise CommitUnknown where the connection broke in the middle of it."""
+        self.in_doubt = True
         try:
             self._connection.commit()
         except DBAPIError as error:
@@ -265,7 +287,9 @@ class Transaction:
                 raise CommitUnknown(
                     f"{translated(error, self._url)}; this was during the commit, so it may have happened: read again"
                 ) from error
+            self.in_doubt = False
             raise
+        self.in_doubt = False
 
     def insert_mapping(self, instance_uuid: str, cell_uuid: str, project_id: str) -> InstanceMapping:
         """Insert one row, in the same statement that makes sure of the cell and keeps it from being deleted."""
