@@ -20,7 +20,7 @@ from tests.servers import Kind, MariaDB, Memcached, PostgreSQL, Redis, missing
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
-_SERVER_FIXTURES = {"memcached", "memcacheds", "redis_server", "mariadb", "postgresql"}
+_SERVER_NAMES = {"memcached", "memcacheds", "redis", "redis_server", "mariadb", "postgresql"}
 _RUN_ON_THE_WHEEL = ("test_packaging", "test_migrations", "test_cli")
 _shared: list[Server] = []
 _database_names = (f"test_{number}" for number in itertools.count(1))
@@ -101,10 +101,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.startswith(_RUN_ON_THE_WHEEL):
             item.add_marker("packaging")
-        fixtures = set(getattr(item, "fixturenames", ()))
+        asked_for = set(getattr(item, "fixturenames", ()))
         call = getattr(item, "callspec", None)
-        chosen = set(call.params.values()) if call and "database_url" in call.params else set()
-        if item.get_closest_marker("needs") or (fixtures | chosen) & _SERVER_FIXTURES:
+        # A parameter that is the name of a server: a fixture asks for the server by it.
+        asked_for.update(value for value in (call.params.values() if call else ()) if isinstance(value, str))
+        if item.get_closest_marker("needs") or not asked_for.isdisjoint(_SERVER_NAMES):
             item.add_marker("servers")
 
 
