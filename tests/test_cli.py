@@ -40,6 +40,7 @@ def test_options_for_every_command_stand_before_or_after_it(deployment: Deployme
         ("--config", config, "--json", "db", "current"),
         ("db", "current", "--json", "--config", config),
         ("--json", "db", "current", "-c", config),
+        ("db", "--json", "-c", config, "current"),
     ):
         outcome = deployment.run(*arguments, config=False)
         assert outcome.document == {"current": schema.head(), "head": schema.head(), "up_to_date": True}

@@ -204,7 +204,7 @@ def test_an_interrupted_command_says_nothing(tmp_path: Path) -> None:
         assert b"cellcache.memory" in started
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == b""
+        assert process.stderr.read().strip() == b""
         assert process.wait(timeout=30) == ExitCode.INTERRUPTED
 
 

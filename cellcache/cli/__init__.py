@@ -9,21 +9,22 @@ from typing import Annotated
 
 import typer
 
-from cellcache.cli import cells, databases, demo, doctor, instances, lookups
-from cellcache.cli.commands import ConfigOption, JsonOption, Session, VerboseOption
+from cellcache.cli import cells, databases, demo, doctor, instances, lookups, pruning
+from cellcache.cli.commands import ConfigOption, JsonOption, VerboseOption, enter, show_help_without_command
 from cellcache.cli.exits import ExitCode, complain, complain_of_bug, epilog, exit_code_of, usage_problem
 from cellcache.cli.render import broken_pipe
 from cellcache.errors import CellCacheError
 
 app = typer.Typer(
     name="cellcache",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog=epilog(),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 lookups.register(app)
+pruning.register(instances.app)
 app.add_typer(instances.app)
 app.add_typer(cells.app)
 app.add_typer(databases.app)
@@ -48,7 +49,8 @@ def cellcache(
     ] = False,
 ) -> None:
     """Which cell does this instance live in? Ask, map, move, prune; migrate the tables; see that all is well."""
-    ctx.obj = Session(config, json, verbose)
+    enter(ctx, config, json, verbose)
+    show_help_without_command(ctx)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem is None:
             complain_of_bug(error, verbose=bool({"--verbose", "-v"} & set(given)))
             return ExitCode.BUG
-        if problem:
-            complain(problem)
+        complain(problem)
         return ExitCode.USAGE
     return code or ExitCode.FINE

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from cellcache.cli.choices import find_cell, secret_url
-from cellcache.cli.commands import Session, command
+from cellcache.cli.commands import Session, command, group
 from cellcache.cli.completion import complete_cell
 from cellcache.cli.exits import UsageProblem
 from cellcache.cli.render import cell_fields, print_fields, print_json, print_line, print_table
 from cellcache.model import CellMapping
 
-app = typer.Typer(name="cell", help="The cells there are, and how to reach them.", no_args_is_help=True)
+app = group("cell", "The cells there are, and how to reach them.")
 
 DATABASE_VARIABLE = "CELL_DATABASE_CONNECTION"
 TRANSPORT_VARIABLE = "CELL_TRANSPORT_URL"
@@ -22,6 +22,12 @@ _VISIBLE = "A password in it shows in `ps`; from stdin (-) or a file it does not
 
 CellArgument = Annotated[
     str, typer.Argument(metavar="CELL", help="The cell's UUID or name.", autocompletion=complete_cell)
+]
+CellOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cell", metavar="CELL", help="The cell's UUID or name.", show_default=False, autocompletion=complete_cell
+    ),
 ]
 DatabaseOption = Annotated[
     str | None,

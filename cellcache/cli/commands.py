@@ -1,12 +1,11 @@
 """How a function becomes a command: the options that every command takes, and the session it is given.
 
-`--config`, `--json` and `--verbose` may stand before or after a command's name; what stands nearer to it wins.
+`--config`, `--json` and `--verbose` may stand anywhere between the commands' names; the last `--config` wins.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from cellcache.cli.exits import printable
+from cellcache.cli.exits import ExitCode
+from cellcache.cli.logs import log_to_stderr
 from cellcache.config import Settings
 from cellcache.directory import CellDirectory
-from cellcache.masking import mask_text
 
 P = ParamSpec("P")
 
@@ -59,30 +58,34 @@ class Session:
         return CellDirectory.open(self.settings())
 
 
-class _Stderr(logging.Handler):
-    """Writes to whatever stderr is at the time: a progress bar puts itself in between."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        for line in self.format(record).splitlines():
-            sys.stderr.write(mask_text(printable(line)) + "\n")
-
-
-def _log(*, verbose: bool) -> None:
-    """Let the library's warnings through; with `verbose`, all that it has to say, with times."""
-    handler = _Stderr()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "cellcache: %(message)s")
-    )
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("cellcache").setLevel(logging.DEBUG if verbose else logging.NOTSET)
+def enter(
+    ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False
+) -> Session:
+    """Return the session with what this level of the command line adds, for the levels below it to find."""
+    outer: Session = ctx.obj or Session()
+    session = Session(config or outer.config, json or outer.json, verbose or outer.verbose)
+    ctx.obj = session
+    return session
 
 
-def _common(config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Hold the signature that every command shares."""
+def group(name: str, purpose: str) -> typer.Typer:
+    """Return an application to register commands with, which shows its help when none of them is named."""
+    app = typer.Typer(name=name, help=purpose, invoke_without_command=True)
+
+    @app.callback()
+    def begin(
+        ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False
+    ) -> None:
+        enter(ctx, config, json, verbose)
+        show_help_without_command(ctx)
+
+    return app
 
 
-_COMMON = list(inspect.signature(_common, eval_str=True).parameters.values())
-_CONTEXT = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+def show_help_without_command(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        sys.stdout.write(ctx.get_help())  # with rich, it has printed itself and is empty
+        raise typer.Exit(ExitCode.USAGE)
 
 
 def _unwrapped(text: str) -> str:
@@ -99,13 +102,13 @@ def command(
         call: Callable[..., None] = function
 
         def run(*, ctx: typer.Context, config: Path | None, json: bool, verbose: bool, **given: Any) -> None:
-            outer: Session = ctx.find_root().obj or Session()
-            session = Session(config or outer.config, json or outer.json, verbose or outer.verbose)
-            _log(verbose=session.verbose)
+            session = enter(ctx, config, json, verbose)
+            log_to_stderr(verbose=session.verbose)
             call(session, **given)
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (_CONTEXT, *own, *_COMMON)]
+        context, *common = inspect.signature(enter, eval_str=True).parameters.values()
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (context, *own, *common)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         epilog = "\n\n".join(f"[dim]Example:[/] {example}" for example in examples)

@@ -12,7 +12,8 @@ from cellcache.errors import CellCacheError
 
 def complete_cell(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the cells by name with their UUIDs, or by UUID; nothing where the database cannot be asked."""
-    config = ctx.params.get("config") or ctx.find_root().params.get("config")
+    levels = (ctx, ctx.parent, ctx.find_root())
+    config = next((level.params["config"] for level in levels if level and level.params.get("config")), None)
     try:
         with Session(Path(config) if config else None).directory() as directory:
             cells = directory.list_cells()

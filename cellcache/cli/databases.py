@@ -9,11 +9,11 @@ import typer
 from sqlalchemy import URL
 
 from cellcache import schema
-from cellcache.cli.commands import Session, command
+from cellcache.cli.commands import Session, command, group
 from cellcache.cli.exits import ExitCode, complain
 from cellcache.cli.render import print_json, print_line, print_table
 
-app = typer.Typer(name="db", help="Create the tables and keep them at this release's revision.", no_args_is_help=True)
+app = group("db", "Create the tables and keep them at this release's revision.")
 
 SqlOption = Annotated[
     bool, typer.Option("--sql", help="Print the statements, for someone else to run; the database is not asked.")

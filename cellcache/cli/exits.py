@@ -92,16 +92,13 @@ def complain_of_bug(error: Exception, *, verbose: bool) -> None:
 
 
 def usage_problem(error: Exception) -> str | None:
-    """Return what the parser says is wrong with the command line ("": nothing more), None if it is not the parser's.
+    """Return what the parser says is wrong with the command line, None if the error is not the parser's.
 
     Told by its shape: the parser's classes moved between packages from one release of typer to the next.
     """
     describe: Any = getattr(error, "format_message", None)
     if describe is None or not hasattr(error, "exit_code"):
         return None
-    description = str(describe()).strip().rstrip(".")
-    if not description:
-        return ""  # no command was named, and the help has been shown
     context: Any = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
-    return f"{description}{hint}"
+    return f"{str(describe()).rstrip('.')}{hint}"

@@ -11,28 +11,23 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from cellcache.cli.choices import find_cell, seconds
-from cellcache.cli.commands import Session, command
+from cellcache.cli.cells import CellOption
+from cellcache.cli.choices import find_cell
+from cellcache.cli.commands import Session, command, group
 from cellcache.cli.completion import complete_cell
-from cellcache.cli.exits import ExitCode, UsageProblem, complain, exit_code_of
+from cellcache.cli.exits import UsageProblem, complain
 from cellcache.cli.render import mapping_fields, print_fields, print_json, print_line, print_table, progress
 from cellcache.cli.rows import read_rows
 from cellcache.directory import CellDirectory
 from cellcache.errors import CellCacheError, MappingExists
 from cellcache.model import CellMapping, InstanceMapping
 
-app = typer.Typer(name="instance", help="Which instance is in which cell.", no_args_is_help=True)
+app = group("instance", "Which instance is in which cell.")
 
 _BATCH = 1000
 _COLUMNS = ("id", "instance_uuid", "cell", "project_id")
 
 UuidArgument = Annotated[str, typer.Argument(metavar="UUID", help="The instance.")]
-CellOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cell", metavar="CELL", help="The cell's UUID or name.", show_default=False, autocompletion=complete_cell
-    ),
-]
 ProjectOption = Annotated[
     str | None, typer.Option("--project", metavar="PROJECT", help="The project's id.", show_default=False)
 ]
@@ -170,110 +165,6 @@ def _pages(
             return
         after = page[-1].id
         left = None if left is None else left - size
-
-
-@command(
-    app,
-    "prune",
-    "cellcache instance prune 0f0e3f6e-... 5b0c1c1e-...",
-    "cellcache instance prune --purged --older-than 1d --dry-run",
-)
-def prune(
-    session: Session,
-    uuids: Annotated[
-        list[str] | None, typer.Argument(metavar="UUID...", help="These, whatever their cells say.", show_default=False)
-    ] = None,
-    purged: Annotated[
-        bool, typer.Option("--purged", help="All whose row is gone from the instances table of their cell.")
-    ] = False,
-    cell: CellOption = None,
-    older_than: Annotated[
-        float,
-        typer.Option(
-            metavar="TIME",
-            parser=seconds,
-            help="With --purged: spare mappings younger than this, whose instance may still be building.",
-        ),
-    ] = "1h",  # type: ignore[assignment]  # the parser turns it into seconds
-    batch: Annotated[int, typer.Option(min=1, max=10_000, help="With --purged: compare so many at a time.")] = _BATCH,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --purged: only count what would go.")] = False,
-    allow_empty: Annotated[
-        bool,
-        typer.Option(
-            "--allow-empty", help="With --purged: go on though a cell's instances table holds nothing at all."
-        ),
-    ] = False,
-) -> None:
-    """Remove mappings of instances that are purged.
-
-    A mapping outlives its instance: it may go once the row is gone from its cell's instances table, not when that
-    row is only marked deleted. --purged compares the two, cell by cell. A cell that cannot be reached loses nothing
-    and is reported; the others are still done.
-    """
-    if bool(uuids) == purged:
-        raise UsageProblem("give UUIDs, or --purged, one of the two")
-    if uuids and (cell or dry_run or allow_empty):
-        raise UsageProblem("--cell, --dry-run and --allow-empty go with --purged")
-    with session.directory() as directory:
-        if uuids:
-            removed = directory.prune(uuids)
-            if session.json:
-                print_json({"removed": removed})
-            else:
-                print_line(f"{removed:,} removed, {len(uuids) - removed:,} were not mapped")
-            return
-        cells = directory.list_cells()
-        chosen = [find_cell(cells, cell)] if cell else cells
-        _prune_cells(session, directory, chosen, older_than, batch, dry_run=dry_run, allow_empty=allow_empty)
-
-
-def _prune_cells(
-    session: Session,
-    directory: CellDirectory,
-    cells: list[CellMapping],
-    older_than_s: float,
-    batch: int,
-    *,
-    dry_run: bool,
-    allow_empty: bool,
-) -> None:
-    failed: ExitCode | None = None
-    results: list[tuple[CellMapping, int, int, str | None]] = []
-    with progress() as bar:
-        task = bar.add_task("comparing", total=None)
-        for cell in cells:
-
-            def tick(checked: int, removed: int, cell: CellMapping = cell) -> None:
-                bar.update(task, completed=checked, description=f"{cell.name}: {removed:,} purged of")
-
-            bar.reset(task, description=f"{cell.name}")
-            try:
-                report = directory.prune_purged(
-                    cell.uuid,
-                    older_than_s=older_than_s,
-                    batch=batch,
-                    dry_run=dry_run,
-                    allow_empty=allow_empty,
-                    progress=tick,
-                )
-            except CellCacheError as error:
-                complain(f"cell {cell.name}: nothing more was removed: {error}")
-                failed = failed or exit_code_of(error)
-                results.append((cell, 0, 0, str(error)))
-            else:
-                results.append((cell, report.checked, report.removed, None))
-    if session.json:
-        print_json(
-            *(
-                {"cell_uuid": c.uuid, "cell": c.name, "checked": n, "removed": m, "dry_run": dry_run, "error": e}
-                for c, n, m, e in results
-            )
-        )
-    else:
-        heads = ("cell", "checked", "would be removed" if dry_run else "removed", "")
-        print_table(heads, ((c.name, n, m, "failed" if e else "") for c, n, m, e in results), numbers=heads[1:3])
-    if failed:
-        raise typer.Exit(failed)
 
 
 def _row(mapping: InstanceMapping, names: dict[str, str | None]) -> list[object]:

@@ -44,6 +44,8 @@ def terminal() -> Console:
 def progress(*, quiet: bool = False) -> Progress:
     """Return a progress bar on stderr that leaves nothing behind, and shows nothing where nobody watches."""
     console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        console = Console(quiet=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -52,7 +54,7 @@ def progress(*, quiet: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=quiet or not console.is_terminal,
+        disable=console.quiet,
     )
 
 

@@ -1,0 +1,119 @@
+"""`cellcache instance prune`: mappings that have outlived their instances."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import TaskID
+
+from cellcache.cli.cells import CellOption
+from cellcache.cli.choices import find_cell, seconds
+from cellcache.cli.commands import Session, command
+from cellcache.cli.exits import ExitCode, UsageProblem, complain, exit_code_of
+from cellcache.cli.render import print_json, print_line, print_table, progress
+from cellcache.directory import CellDirectory
+from cellcache.errors import CellCacheError
+from cellcache.masking import mask_text
+from cellcache.model import CellMapping
+
+
+def register(app: typer.Typer) -> None:
+    examples = ("instance prune 0f0e3f6e-... 5b0c1c1e-...", "instance prune --purged --older-than 1d --dry-run")
+    command(app, "prune", *(f"cellcache {example}" for example in examples))(prune)
+
+
+def prune(
+    session: Session,
+    uuids: Annotated[
+        list[str] | None, typer.Argument(metavar="UUID...", help="These, whatever their cells say.", show_default=False)
+    ] = None,
+    purged: Annotated[
+        bool, typer.Option("--purged", help="All whose row is gone from the instances table of their cell.")
+    ] = False,
+    cell: CellOption = None,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            metavar="TIME",
+            parser=seconds,
+            help="With --purged: spare mappings younger than this, whose instance may still be building.",
+        ),
+    ] = "1h",  # type: ignore[assignment]  # the parser turns it into seconds
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="With --purged: compare so many at a time.")] = 1000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --purged: only count what would go.")] = False,
+    allow_empty: Annotated[
+        bool,
+        typer.Option(
+            "--allow-empty", help="With --purged: go on though a cell's instances table holds nothing at all."
+        ),
+    ] = False,
+) -> None:
+    """Remove mappings of instances that are purged.
+
+    A mapping outlives its instance: it may go once the row is gone from its cell's instances table, not when that
+    row is only marked deleted. --purged compares the two, cell by cell. A cell that cannot be reached loses nothing
+    and is reported; the others are still done.
+    """
+    if bool(uuids) == purged:
+        raise UsageProblem("give UUIDs, or --purged, one of the two")
+    if uuids and (cell or dry_run or allow_empty):
+        raise UsageProblem("--cell, --dry-run and --allow-empty go with --purged")
+    with session.directory() as directory:
+        if uuids:
+            removed = directory.prune(uuids)
+            if session.json:
+                print_json({"removed": removed})
+            else:
+                print_line(f"{removed:,} removed, {len(uuids) - removed:,} were not mapped")
+            return
+        cells = directory.list_cells()
+        chosen = [find_cell(cells, cell)] if cell else cells
+        _prune_cells(session, directory, chosen, older_than, batch, dry_run=dry_run, allow_empty=allow_empty)
+
+
+def _prune_cells(
+    session: Session,
+    directory: CellDirectory,
+    cells: list[CellMapping],
+    older_than_s: float,
+    batch: int,
+    *,
+    dry_run: bool,
+    allow_empty: bool,
+) -> None:
+    failed: ExitCode | None = None
+    reports: list[dict[str, Any]] = []
+    with progress() as bar:
+        totals = {} if bar.disable else directory.count_by_cell()
+        for cell in cells:
+            task = bar.add_task(f"comparing {cell.name}", total=totals.get(cell.uuid, 0))
+            report = {"cell_uuid": cell.uuid, "cell": cell.name, "checked": 0, "removed": 0, "dry_run": dry_run}
+
+            def tick(checked: int, removed: int, report: dict[str, Any] = report, task: TaskID = task) -> None:
+                report.update(checked=checked, removed=removed)
+                bar.update(task, completed=checked)
+
+            try:
+                directory.prune_purged(
+                    cell.uuid,
+                    older_than_s=older_than_s,
+                    batch=batch,
+                    dry_run=dry_run,
+                    allow_empty=allow_empty,
+                    progress=tick,
+                )
+            except CellCacheError as error:
+                complain(f"cell {cell.name}: nothing more was removed: {error}")
+                failed = failed or exit_code_of(error)
+                reports.append(report | {"error": mask_text(str(error))})
+            else:
+                reports.append(report | {"error": None})
+    if session.json:
+        print_json(*reports)
+    else:
+        heads = ("cell", "checked", "would be removed" if dry_run else "removed", "")
+        rows = ((each["cell"], each["checked"], each["removed"], "failed" if each["error"] else "") for each in reports)
+        print_table(heads, rows, numbers=heads[1:3])
+    if failed:
+        raise typer.Exit(failed)
