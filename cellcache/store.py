@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Connection,
+    bindparam,
     delete,
     exists,
     false,
     func,
     insert,
-    literal,
     select,
     text,
     update,
@@ -61,6 +61,22 @@ _cells = select(
     cell_mapping.c.created_at,
     cell_mapping.c.updated_at,
 )
+
+
+# Statements of the hot write path, put together once: that takes longer than to send them.
+_insert_mapping = insert(instance_mapping).from_select(
+    ["created_at", "instance_uuid", "cell_uuid", "project_id"],
+    select(
+        bindparam("new_created_at", type_=instance_mapping.c.created_at.type),
+        bindparam("new_instance_uuid", type_=instance_mapping.c.instance_uuid.type),
+        cell_mapping.c.uuid,
+        bindparam("new_project_id", type_=instance_mapping.c.project_id.type),
+    )
+    .where(cell_mapping.c.uuid == bindparam("in_cell_uuid"), cell_mapping.c.disabled == false())
+    .with_for_update(read=True, key_share=True),
+)
+_insert_mapping_returning = _insert_mapping.returning(instance_mapping.c.id)
+_insert_invalidation = insert(cache_invalidation)
 
 
 class Invalidation(NamedTuple):
@@ -294,20 +310,16 @@ class Transaction:
     def insert_mapping(self, instance_uuid: str, cell_uuid: str, project_id: str) -> InstanceMapping:
         """Insert one row, in the same statement that makes sure of the cell and keeps it from being deleted."""
         created_at = now()
-        table, dialect = instance_mapping, self._connection.dialect
-        row = select(
-            literal(created_at, table.c.created_at.type),
-            literal(instance_uuid, table.c.instance_uuid.type),
-            cell_mapping.c.uuid,
-            literal(project_id, table.c.project_id.type),
-        ).where(cell_mapping.c.uuid == cell_uuid, cell_mapping.c.disabled == false())
-        statement: Any = insert(table).from_select(
-            ["created_at", "instance_uuid", "cell_uuid", "project_id"], row.with_for_update(read=True, key_share=True)
-        )
-        if dialect.insert_returning:
-            new_id = self._connection.scalar(statement.returning(table.c.id))
+        row = {
+            "new_created_at": created_at,
+            "new_instance_uuid": instance_uuid,
+            "in_cell_uuid": cell_uuid,
+            "new_project_id": project_id,
+        }
+        if self._connection.dialect.insert_returning:
+            new_id = self._connection.scalar(_insert_mapping_returning, row)
         else:
-            result = self._connection.execute(statement)
+            result = self._connection.execute(_insert_mapping, row)
             new_id = result.lastrowid if result.rowcount else None
         if new_id is None:
             self.require_cells([cell_uuid])
@@ -371,7 +383,7 @@ class Transaction:
 
     def add_invalidation(self, instance_uuids: Sequence[str], after_s: float) -> int:
         """Record that these entries must go; somebody delivers it after so many seconds unless it is forgotten."""
-        result = self._connection.execute(insert(cache_invalidation).values(_invalidation_row(instance_uuids, after_s)))
+        result = self._connection.execute(_insert_invalidation, _invalidation_row(instance_uuids, after_s))
         key = result.inserted_primary_key
         return int(key[0]) if key is not None else 0
 

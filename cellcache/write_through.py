@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cellcache.codec import encode
 from cellcache.config import CacheSettings
-from cellcache.errors import CacheUnavailable, CommitUnknown, DatabaseUnavailable
+from cellcache.errors import CacheUnavailable, DatabaseUnavailable
 from cellcache.invalidations import Invalidations
 from cellcache.protocol import CoherentBackend, Fence, Settlement
 from cellcache.read_through import jittered
@@ -58,6 +58,7 @@ class WriteThrough:
     def _write(self, change: Callable[[Transaction], tuple[R, Changes]]) -> R:
         fences: dict[str, Fence] = {}
         row: int | None = None
+        transaction: Transaction | None = None
         try:
             with self._store.transaction() as transaction:
                 result, changes = change(transaction)  # from here on writers of the same rows wait for us
@@ -73,12 +74,12 @@ class WriteThrough:
                     )
                 row = self._invalidations.record(transaction, keys, unfenced)
                 transaction.commit()
-        except CommitUnknown:
-            # It may still happen. The fences stay until they expire; what has come in their place by then must go.
-            self._invalidations.unsettled(None, keys, after_s=self._fence_ttl_s)
-            raise
         except BaseException:
-            self._settle(fences, dict.fromkeys(fences))
+            if transaction is not None and transaction.in_doubt:
+                # It may still happen. The fences stay until they expire; what has come in their place by then must go.
+                self._invalidations.unsettled(None, keys, after_s=self._fence_ttl_s)
+            else:
+                self._settle(fences, dict.fromkeys(fences))
             raise
         settled = self._settle(fences, changes)
         if settled == changes.keys():
