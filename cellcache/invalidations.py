@@ -39,7 +39,7 @@ class Invalidations:
         self._backend = backend
         self._always = durable == "always"
         self._settled: deque[int] = deque()  # rows to be forgotten
-        self._unrecorded: deque[list[str]] = deque()  # what could not even be recorded
+        self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
         self.wanted = threading.Event()
         """Set when there is something to deliver that should not wait for the next pass."""
 
@@ -65,14 +65,14 @@ class Invalidations:
                 self._store.add_invalidation(keys, after_s)
             except CellCacheError as error:
                 log.warning("an invalidation waits in this process alone until the database answers: %s", error)
-                self._unrecorded.append(list(keys))
+                self._unrecorded.append((list(keys), after_s))
         self.wanted.set()
 
     def deliver(self) -> Delivery:
         """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable."""
         self.wanted.clear()
+        self._record_the_unrecorded()
         self._forget_settled()
-        self._deliver_unrecorded()
         delivered, waiting, last = 0, 0, 0
         while rows := self._store.invalidations(limit=_AT_ONCE, after=last, due=True):
             last = rows[-1].id
@@ -89,11 +89,11 @@ class Invalidations:
     def flush(self) -> None:
         """Before the process ends: forget the settled rows, or leave them to others if the database is away."""
         try:
+            self._record_the_unrecorded()
             self._forget_settled()
-            self._deliver_unrecorded()
         except DatabaseUnavailable as error:
             log.warning("%d settled invalidations are left to other processes: %s", len(self._settled), error)
-        for keys in self._unrecorded:
+        for keys, _ in self._unrecorded:
             log.error("an invalidation of %d instances is lost with this process: %s", len(keys), ", ".join(keys[:10]))
 
     def forget_parent(self) -> None:
@@ -111,8 +111,15 @@ class Invalidations:
                 self._settled.extend(ids)
                 raise
 
-    def _deliver_unrecorded(self) -> None:
-        for _ in range(len(self._unrecorded)):
-            keys = self._unrecorded.popleft()
-            if not all(self._backend.invalidate_multi(keys)):
-                self._unrecorded.append(keys)
+    def _record_the_unrecorded(self) -> None:
+        """Make what waits in this process alone a row like any other, now that the database answers, or seems to.
+
+        Removing the entries at once is all that can be done until then, and not enough: where the commit is in
+        doubt a fence stands there, and what takes its place when it ends may be from before the commit.
+        """
+        waiting = list(self._unrecorded)
+        for keys, _ in waiting:
+            self._backend.invalidate_multi(keys)
+        for keys, after_s in waiting:
+            self._store.add_invalidation(keys, after_s)
+            self._unrecorded.popleft()
