@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy.pool.base import _ConnectionFairy
 
 
 @dataclass
@@ -46,24 +46,28 @@ class Meter:
             send(sock, *arguments)
 
         monkeypatch.setattr(socket.socket, "sendall", sendall)
+        make_cursor = _ConnectionFairy.cursor
+
+        def cursor(connection: _ConnectionFairy, *arguments: Any) -> Any:
+            return _Cursor(make_cursor(connection, *arguments), self._executed)
+
+        monkeypatch.setattr(_ConnectionFairy, "cursor", cursor)
 
     @contextmanager
     def count(self, ports: set[int]) -> Iterator[Costs]:
         """Count until the end of the `with`: SQL statements, and requests to servers on these ports."""
         costs = Costs()
         self.ports = ports
-
-        def executed(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-            if _counts():
-                costs.statements.append(statement)
-
-        event.listen(Engine, "before_cursor_execute", executed)
         self._running.append(costs)
         try:
             yield costs
         finally:
             self._running.remove(costs)
-            event.remove(Engine, "before_cursor_execute", executed)
+
+    def _executed(self, statement: str) -> None:
+        for costs in self._running:
+            if _counts():
+                costs.statements.append(statement)
 
     @staticmethod
     def _port(sock: socket.socket) -> int:
@@ -72,6 +76,25 @@ class Meter:
         except OSError:
             return 0
         return peer[1] if isinstance(peer, tuple) else 0
+
+
+class _Cursor:
+    """A DBAPI cursor that tells what it is about to execute, whoever asks it to: SQLAlchemy or our own code."""
+
+    def __init__(self, cursor: Any, tell: Callable[[str], None]) -> None:
+        self._cursor = cursor
+        self._tell = tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        self._tell(statement)
+        return self._cursor.execute(statement, *parameters)
+
+    def executemany(self, statement: str, *parameters: Any) -> Any:
+        self._tell(statement)
+        return self._cursor.executemany(statement, *parameters)
 
 
 def _counts() -> bool:
