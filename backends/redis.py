@@ -280,5 +280,6 @@ def _memory_trouble(connection: Connection) -> str | None:
 def _explained(error: OSError) -> str:
     if not isinstance(error, Refused):
         return f"does not answer ({reason(error)}); is it running, and is the address right?"
-    advice = _ADVICE.get(error.code)
+    in_script = "The user executing the script can't" in str(error)  # Redis 7.0 gives that no code of its own
+    advice = _ADVICE.get("NOPERM" if in_script else error.code)
     return f"answers, but {error}" + (f"; {advice}" if advice else "")

@@ -61,7 +61,7 @@ def connector(arguments: Mapping[str, Any], timeout_s: float) -> Callable[[], Ab
             "redis_connect_func": _say_nothing,
         }
         kind(**options)
-    except (OSError, TypeError, ValueError, RedisError):
+    except (KeyError, OSError, TypeError, ValueError, RedisError):
         raise ConfigError(
             "cache.url cannot be used: give redis://[user:password@]host:6379/0, the same with rediss:// for TLS, or "
             "unix:///path?db=0; rediss:// takes ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_check_hostname and "
