@@ -265,7 +265,7 @@ class MemcachedBackend(LeasingBackend):
                         sent.append((node, connection, batch, tag))
                     except OSError as error:
                         node.failed(connection, error)
-            deadline = time.monotonic() + self._timeout_s
+            deadline = None if len(sent) == 1 else time.monotonic() + self._timeout_s
             for node, connection, batch, tag in sent:
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
@@ -351,11 +351,11 @@ def _entry(reply: Reply, connection: Connection) -> bytes | Lease | Absent:
         return Absent.UNREACHABLE
     if words[-1] == b"W":
         return Lease(_token(reply), connection)
-    if not body:
+    if not body and b"Z" in words:
         return Absent.LEASED
-    if body.startswith(MARK):
+    if body.startswith(FENCE):
         return Absent.FENCED
-    return body
+    return body  # also what is empty, or begins like a mark, and is none: the caller cannot decode it
 
 
 def _address(server: str) -> str | tuple[str, int]:

@@ -78,8 +78,8 @@ class Stream(abc.ABC, Generic[ReplyT]):
         while True:
             if buffer:
                 start = self._parse(buffer, start, replies, expected)
-            if len(replies) == expected:
-                if start != len(buffer):
+            if len(replies) >= expected:
+                if len(replies) > expected or start != len(buffer):
                     raise Garbled("more was answered than asked")
                 return replies
             if deadline is None:

@@ -86,6 +86,12 @@ class Connection(Stream[Reply | Hit]):
                 replies.extend(self._each_hit(buffer, start, hits.end()))
                 start = hits.end()
                 continue
+            done = _done(buffer, start)
+            if done is not None:
+                reply, size = Reply([b"HD", done[1]], b""), len(done[1]) + 5
+                replies.extend([reply] * ((done.end() - start) // size))
+                start = done.end()
+                continue
             parsed = _parse(buffer, start)
             if parsed is None:
                 break
@@ -123,6 +129,9 @@ class Connection(Stream[Reply | Hit]):
 
     def _shown(self) -> str:
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
+
+
+_done = re.compile(rb"HD (O\d+)\r\n(?:HD \1\r\n)*").match
 
 
 @lru_cache
