@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from cellcache import CellDirectory, Settings, schema
 from cellcache.demo import Demonstration, WrongAnswer
 from cellcache.model import CellMapping
-from tests.command_line import Deployment, make_deployment
+from tests.command_line import Deployment, command, environment, make_deployment
 from tests.servers import MariaDB, Memcached, Redis
 
 SIZE = ("--instances", "300")
@@ -226,6 +228,18 @@ def test_when_it_is_interrupted_it_still_cleans_up(deployment: Deployment, fault
 
     with pytest.raises(fault), Demonstration(settings, size=50) as story:
         story.prepare(interrupt)
+    assert databases(deployment.database_url) == set()
+
+
+def test_a_signal_to_end_lets_it_clean_up(deployment: Deployment) -> None:
+    arguments = command("demo", "--config", str(deployment.config), "-n", "5000")
+    with subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("1. Three cells"):
+            assert process.poll() is None
+        assert any("_cell" in name for name in databases(deployment.database_url))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert databases(deployment.database_url) == set()
 
 

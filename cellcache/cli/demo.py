@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def demo(
     if session.config is not None and keep:
         raise UsageProblem("--keep is for the demonstration without --config: on your servers it cleans up")
     started = time.perf_counter()
-    with _place(session, keep=keep) as (settings, folder):
+    with _cleaning_up_when_ended(), _place(session, keep=keep) as (settings, folder):
         with Demonstration(settings, size=instances, keep=keep, beside_existing=beside_existing) as story:
             told = _tell(story, _Narrator(quiet=session.json), folder)
         seconds = time.perf_counter() - started
@@ -71,6 +72,21 @@ def demo(
             print_json(told | {"answers_checked": story.answers_checked, "seconds": round(seconds, 3)})
             return
         terminal().print(_ending(folder, seconds, keep=keep), "")
+
+
+@contextmanager
+def _cleaning_up_when_ended() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end us by way of the context managers: what was made on someone's servers must go."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -87,12 +87,12 @@ def _prune_cells(
     with progress() as bar:
         totals = {} if bar.disable else directory.count_by_cell()
         for cell in cells:
-            task = bar.add_task(f"comparing {cell.name}", total=totals.get(cell.uuid, 0))
+            task = bar.add_task(f"{cell.name}", total=totals.get(cell.uuid, 0))
             report = {"cell_uuid": cell.uuid, "cell": cell.name, "checked": 0, "removed": 0, "dry_run": dry_run}
 
             def tick(checked: int, removed: int, report: dict[str, Any] = report, task: TaskID = task) -> None:
                 report.update(checked=checked, removed=removed)
-                bar.update(task, completed=checked)
+                bar.update(task, completed=checked, description=f"{report['cell']}: {removed:,} of {checked:,}")
 
             try:
                 directory.prune_purged(
