@@ -1,0 +1,229 @@
+"""What the directory makes of what stands in the cache: garbage, "not mapped", and what has expired."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from cellcache import CellDirectory, InstanceNotMapped
+from cellcache.codec import encode
+from cellcache.read_through import jittered
+from tests.caches import RedisCache, eventually
+from tests.directories import CACHES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
+
+PROJECT = "project-1"
+PICKLE = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94."
+ENTRY = encode(HERE)
+
+FOREIGN = {
+    "cut off": ENTRY[:-1],
+    "cut off early": ENTRY[:2],
+    "too long by a byte": ENTRY + b"\0",
+    "too long by far": ENTRY * 6000,
+    "of another version": b"\x02" + ENTRY[1:],
+    "of another version, not mapped": b"\x02",
+    "random": b"\xff" * 17,
+    "text": b"cell1",
+    "our own UUID as text": HERE.encode(),
+    "a URL": b"mysql+pymysql://nova:secret@db/nova",
+    "dogpile's JSON": json.dumps({"ct": 1.0, "v": 2}).encode() + b"|" + ENTRY,
+    "a pickle": PICKLE,
+    "the protocol's own words": b"HD\r\nEN\r\nVA 17 s17 c1\r\n$-1\r\n",
+    "a cell that is no more": encode(str(UUID(int=0xDEAD))),
+}
+FOREIGN_ON_SERVERS = {
+    "empty": b"",
+    "a zero byte": b"\0",
+    "zero bytes": bytes(17),
+    "a zero byte and text": b"\0foreign",
+}
+
+
+@pytest.fixture(params=CACHES)
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, request.param) as site:
+        yield site
+
+
+@pytest.fixture(params=SHARED_CACHES)
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, request.param) as site:
+        yield site
+
+
+@pytest.fixture
+def directory(site: Site) -> CellDirectory:
+    return site.open()
+
+
+@pytest.fixture
+def key() -> str:
+    return str(uuid4())
+
+
+# -- garbage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_entry_is_a_counted_miss_and_then_replaced(site: Site, name: str, bulk: bool) -> None:
+    _is_replaced(site, FOREIGN[name], bulk)
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+@pytest.mark.parametrize("name", FOREIGN_ON_SERVERS)
+def test_foreign_entry_like_a_mark_is_a_counted_miss_and_then_replaced(shared: Site, name: str, bulk: bool) -> None:
+    _is_replaced(shared, FOREIGN_ON_SERVERS[name], bulk)
+
+
+def _is_replaced(site: Site, entry: bytes, bulk: bool) -> None:
+    directory, key = site.open(), str(uuid4())
+
+    def cell() -> str:
+        return (directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)).uuid
+
+    directory.map_instance(key, THERE, PROJECT)
+    assert cell() == THERE
+    site.cache.write(key, entry)
+    before = directory.stats()
+    assert cell() == THERE
+    assert cell() == THERE
+    after = directory.stats()
+    assert after.undecodable == before.undecodable + 1
+    assert after.misses == before.misses + 2  # the garbage, and the absence that it left
+    assert after.fills_stored == before.fills_stored + 1
+    assert cell() == THERE
+    assert directory.stats().hits == after.hits + 1
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_entry_is_overwritten_by_a_write(site: Site, directory: CellDirectory, key: str, name: str) -> None:
+    site.cache.write(key, FOREIGN[name])
+    directory.map_instance(key, HERE, PROJECT)
+    site.cache.write(key, FOREIGN[name])
+    directory.move_instance(key, THERE)
+    assert directory.resolve_cell(key).uuid == THERE
+    assert directory.stats().hits == 1
+    site.cache.write(key, FOREIGN[name])
+    directory.prune([key])
+    with pytest.raises(InstanceNotMapped):
+        directory.resolve_cell(key)
+    assert directory.stats().undecodable == 0
+
+
+def test_garbage_among_many_costs_only_itself(site: Site, directory: CellDirectory) -> None:
+    keys = new_uuids(30)
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    for key in keys[::3]:
+        site.cache.write(key, b"garbage")
+    assert directory.resolve_cells(keys).keys() == set(keys)
+    stats = directory.stats()
+    assert (stats.hits, stats.undecodable, stats.sql_reads) == (20, 10, 1)
+
+
+def test_value_of_another_type_is_a_counted_miss_and_then_replaced(
+    request: pytest.FixtureRequest, tmp_path: Path, key: str
+) -> None:
+    with open_site(request, tmp_path, "fakeredis") as site:
+        _survives_a_list(site, key)
+
+
+@pytest.mark.needs("redis")
+def test_value_of_another_type_in_a_real_redis_is_too(request: pytest.FixtureRequest, tmp_path: Path, key: str) -> None:
+    with open_site(request, tmp_path, "redis") as site:
+        _survives_a_list(site, key)
+
+
+def _survives_a_list(site: Site, key: str) -> None:
+    assert isinstance(site.cache, RedisCache)
+    directory = site.open()
+    directory.map_instance(key, HERE, PROJECT)
+    site.cache.evict(key)
+    site.cache.do(b"RPUSH", key, b"a list")
+    assert [directory.resolve_cell(key).uuid for _ in range(3)] == [HERE] * 3
+    assert (directory.stats().undecodable, directory.stats().hits) == (1, 1)
+
+
+def test_garbage_never_becomes_another_cell(site: Site, directory: CellDirectory) -> None:
+    """A version byte and 16 random bytes are well formed, but name no cell."""
+    keys = new_uuids(20)
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    for key in keys:
+        site.cache.write(key, encode(str(uuid4())))
+    assert {cell.uuid for cell in directory.resolve_cells(keys).values()} == {HERE}
+
+
+# -- "not mapped" ------------------------------------------------------------------------------------------------
+
+
+def test_not_mapped_is_cached_and_counted(site: Site, directory: CellDirectory, key: str) -> None:
+    for _ in range(3):
+        with pytest.raises(InstanceNotMapped):
+            directory.resolve_cell(key)
+        assert directory.resolve_cells([key]) == {}
+    stats = directory.stats()
+    assert (stats.negative_hits, stats.misses, stats.sql_reads, stats.hits) == (5, 1, 1, 0)
+
+
+def test_create_wins_over_not_mapped_at_once(site: Site, directory: CellDirectory) -> None:
+    keys = new_uuids(20)
+    assert directory.resolve_cells(keys) == {}
+    directory.map_instance(keys[0], HERE, PROJECT)
+    assert directory.resolve_cell(keys[0]).uuid == HERE
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    assert directory.resolve_cells(keys).keys() == set(keys)
+    assert directory.stats().misses == 20
+
+
+def test_not_mapped_is_forgotten_after_its_own_short_time(site: Site, key: str) -> None:
+    directory = site.open(negative_ttl_s=1, ttl_s=600)
+    assert directory.resolve_cells([key]) == {}
+    _insert_behind_the_back(site, key)
+    assert eventually(lambda: directory.resolve_cells([key]))
+    assert directory.stats().negative_hits >= 1  # it was believed for a while
+    assert directory.stats().sql_reads == 2
+
+
+def _insert_behind_the_back(site: Site, key: str) -> None:
+    site.run(
+        f"INSERT INTO instance_mapping (instance_uuid, cell_uuid, project_id) VALUES ('{key}', '{HERE}', 'project-1')"
+    )
+
+
+# -- time to live ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored_by", ["a reader", "a writer"])
+def test_answer_is_forgotten_after_its_time(site: Site, key: str, stored_by: str) -> None:
+    directory = site.open(ttl_s=1)
+    directory.map_instance(key, HERE, PROJECT)
+    if stored_by == "a reader":
+        site.cache.evict(key)
+        directory.resolve_cell(key)
+    misses = directory.stats().misses
+    site.run(f"UPDATE instance_mapping SET cell_uuid = '{THERE}' WHERE instance_uuid = '{key}'")
+    assert eventually(lambda: directory.resolve_cell(key).uuid == THERE)
+    assert directory.stats().misses == misses + 1
+
+
+def test_answer_outlasts_the_time_of_not_mapped(site: Site, key: str) -> None:
+    directory = site.open(negative_ttl_s=1, ttl_s=600)
+    directory.map_instance(key, HERE, PROJECT)
+    absent = str(uuid4())
+    assert directory.resolve_cells([absent]) == {}
+    _insert_behind_the_back(site, absent)
+    assert eventually(lambda: directory.resolve_cells([absent]))
+    misses = directory.stats().misses
+    assert directory.resolve_cell(key).uuid == HERE
+    assert directory.stats().misses == misses
+
+
+def test_times_to_live_are_spread() -> None:
+    times = [jittered(100) for _ in range(1000)]
+    assert all(90 <= time <= 100 for time in times)
+    assert min(times) < 92
+    assert max(times) > 98
