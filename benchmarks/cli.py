@@ -18,6 +18,7 @@ from benchmarks.goals import outcomes
 from benchmarks.machine import machine, versions
 from benchmarks.options import Options
 from benchmarks.progress import Progress
+from benchmarks.report import write
 from benchmarks.report.terminal import show_case, show_goals
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS
@@ -73,6 +74,8 @@ def run(
         raise typer.Exit(1)
     results = measure(options, console)
     show_goals(console, outcomes(results))
+    for path in write(results, options.output):
+        console.print(path, soft_wrap=True)
 
 
 def measure(options: Options, console: Console) -> Results:

@@ -66,6 +66,11 @@ class Case:
     unit: Unit = "us"
     note: str = ""
 
+    @property
+    def has_variants(self) -> bool:
+        """Whether the lanes are sizes of something."""
+        return any(figure.variant for figure in self.figures)
+
     def figure(self, key: str) -> Figure | None:
         return next((figure for figure in self.figures if figure.key == key), None)
 

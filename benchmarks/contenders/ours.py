@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 from benchmarks.cells import ROW_OF_ONE
 from benchmarks.contenders.base import Contender, Lookup, batches
@@ -111,9 +112,11 @@ class OnRedis(Directory):
 
 
 class InMemory(Directory):
+    """With a store of its own: directories of one process that name the same database would share one."""
+
     key = "cellcache.memory"
     title = "cellcache in memory"
     family = "memory"
 
     def _cache(self) -> dict[str, Any]:
-        return {"backend": "cellcache.memory", "max_entries": self.place.room}
+        return {"backend": "cellcache.memory", "max_entries": self.place.room, "arguments": {"name": str(uuid4())}}

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.goals import Outcome
-from benchmarks.report.words import amount, by, counted, ratio
+from benchmarks.report import tables
 from benchmarks.results import Case
 
 _STYLES = {"reached": "green", "missed": "red", "not measured": "dim"}
 
 
 def show_case(console: Console, case: Case) -> None:
+    found = tables.of_case(case)
     table = Table(title=case.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    reference = case.figure(case.reference)
-    for column in ("", "median", "p50", "p99", "p99.9", "trips", "SQL", f"x  {reference.title if reference else ''}"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for figure in sorted(case.figures, key=lambda figure: figure.median):
-        compared = case.ratio(figure.key, case.reference)
-        name = f"{figure.title} {figure.variant}".strip()
-        table.add_row(
-            f"[bold]{name}[/]" if figure.key.startswith("cellcache") else name,
-            amount(figure.median, case.unit),
-            *(amount(value, case.unit) for value in (figure.p50, figure.p99, figure.p999)),
-            counted(figure.cache_round_trips, figure.database_round_trips),
-            counted(figure.statements, figure.transaction_statements),
-            ratio(compared) if compared else "",
-        )
+    for number, header in enumerate(found.headers):
+        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+    for row, ours in zip(found.rows, found.ours, strict=True):
+        table.add_row(*map(escape, row), style="bold" if ours else "")
     console.print(table)
+    if case.note:
+        console.print(case.note, style="dim")
     console.print()
 
 
 def show_goals(console: Console, outcomes: Sequence[Outcome]) -> None:
-    table = Table(title="What the lookup must reach", title_justify="left", title_style="bold")
-    for column in ("case", "against", "at most", "measured", "", "by"):
-        table.add_column(column, justify="right" if column in {"at most", "measured", "by"} else "left")
-    for outcome in outcomes:
-        style = _STYLES[outcome.state]
-        table.add_row(
-            outcome.title.replace("`", ""),
-            outcome.against.replace("`", ""),
-            outcome.limit,
-            ratio(outcome.measured) if outcome.measured else "",
-            f"[{style}]{outcome.state}[/]",
-            f"[{style}]{by(outcome.by)}[/]",
-        )
+    found = tables.of_goals(outcomes)
+    table = Table(title="What the lookup must reach", title_justify="left", title_style="bold", box=box.SIMPLE)
+    for number, header in enumerate(found.headers):
+        table.add_column(header, justify="left" if number in {0, 1, 4} else "right")
+    for row, outcome in zip(found.rows, outcomes, strict=True):
+        table.add_row(*(escape(cell.replace("`", "")) for cell in row), style=_STYLES[outcome.state])
     console.print(table)

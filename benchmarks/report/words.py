@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from benchmarks.results import Ratio, Unit
 
 
@@ -44,3 +47,26 @@ def counted(first: int | None, second: int | None) -> str:
 def _three(value: float) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
     return f"{value:,.{digits}f}"
+
+
+METHOD = (
+    "Every contender runs a batch in every round, in a new order; a round's value is the median call of its batch.",
+    "“x …” is the median of the rounds' ratios, with its quartiles: times of different runs cannot be compared, "
+    "ratios of one run can.",
+    "p50, p99 and p99.9 are of all calls of all rounds; calls of less than 5 µs are timed some at a time, as reading "
+    "the clock would be a part of them.",
+    "Round trips are counted by a proxy: to the cache, and behind the plus sign to the database.",
+    "SQL is counted by the database: statements that read or change rows, and behind the plus sign BEGIN, COMMIT, "
+    "ROLLBACK and SET.",
+    "Keys are drawn at random from all that are stored and made anew for every call; the garbage collector is off "
+    "while the clock runs; nothing is pinned to a core.",
+    "The database waits for the disk at every commit, for everyone alike.",
+)
+
+
+def settings(found: Mapping[str, Any]) -> str:
+    """Return a run's settings in a line."""
+    return (
+        f"{found['rows']:,} rows, up to {found['rounds']} rounds of {found['batch_s'] * 1000:g} ms per contender and "
+        f"{found['case_s']:g} s per case, seed {found['seed']}"
+    )

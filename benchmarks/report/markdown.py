@@ -1,0 +1,58 @@
+"""`report.md`: the goals, every case as a table, and what the figures belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.goals import Outcome
+from benchmarks.report import tables, words
+from benchmarks.results import Results
+
+
+def page(results: Results, outcomes: list[Outcome]) -> str:
+    return "\n".join(_lines(results, outcomes)) + "\n"
+
+
+def _lines(results: Results, outcomes: list[Outcome]) -> Iterator[str]:
+    yield "# What a lookup costs"
+    yield ""
+    yield from (f"- {name}: {value}" for name, value in results.machine.items())
+    yield "- " + ", ".join(f"{name} {value}" for name, value in results.versions.items())
+    yield "- " + words.settings(results.settings)
+    yield ""
+    yield "## What the lookup must reach"
+    yield ""
+    yield from table(tables.of_goals(outcomes))
+    scenario = None
+    for case in results.cases:
+        if case.scenario != scenario:
+            scenario = case.scenario
+            yield ""
+            yield f"## {scenario.capitalize()}"
+        yield ""
+        yield f"### {case.title}"
+        yield ""
+        yield from table(tables.of_case(case))
+        if case.note:
+            yield ""
+            yield case.note
+    yield ""
+    yield "## How to read it"
+    yield ""
+    yield from (f"- {line}" for line in words.METHOD)
+    if results.left_out:
+        yield ""
+        yield "## Left out"
+        yield ""
+        yield from (f"- {line}" for line in results.left_out)
+
+
+def table(found: tables.Table) -> Iterator[str]:
+    yield _row(found.headers)
+    yield "|---|" + "---:|" * (len(found.headers) - 1)
+    for row, ours in zip(found.rows, found.ours, strict=True):
+        yield _row([f"**{row[0]}**" if ours else row[0], *row[1:]])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
