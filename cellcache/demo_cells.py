@@ -17,24 +17,22 @@ from uuid import uuid4
 from sqlalchemy import (
     URL,
     Column,
+    Connection,
     DateTime,
     Engine,
     Integer,
     MetaData,
     String,
     Table,
-    create_engine,
     delete,
     insert,
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
-from cellcache.database import translated
-from cellcache.demo_tables import remove_sqlite
-from cellcache.errors import ConfigError
+from cellcache.database import database_errors
+from cellcache.demo_tables import open_patiently, remove_sqlite
+from cellcache.errors import ConfigError, DatabaseUnavailable
 
 _metadata = MetaData()
 
@@ -87,12 +85,12 @@ class CellDatabase:
             for uuid, project_id in uuids_and_projects
         ]
         if rows:
-            with self.engine.begin() as connection:
+            with self._begin() as connection:
                 connection.execute(insert(instances), rows)
 
     def hand_over(self, uuid: str, other: CellDatabase) -> None:
         """Move an instance's row to another cell, as a resize across cells does."""
-        with self.engine.begin() as source, other.engine.begin() as target:
+        with self._begin() as source, other._begin() as target:
             row = dict(source.execute(select(instances).where(instances.c.uuid == uuid)).mappings().one())
             del row["id"]
             row |= {"host": f"{other.name}-host01", "updated_at": _now()}
@@ -101,7 +99,7 @@ class CellDatabase:
 
     def mark_deleted(self, uuids: Sequence[str]) -> None:
         """Delete instances as their owners do: the rows stay, marked."""
-        with self.engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(
                 update(instances)
                 .where(instances.c.uuid.in_(uuids))
@@ -110,8 +108,13 @@ class CellDatabase:
 
     def purge(self, uuids: Sequence[str]) -> None:
         """Remove rows altogether, as an operator's purge does, long after the instances were deleted."""
-        with self.engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(delete(instances).where(instances.c.uuid.in_(uuids)))
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with database_errors(self.url), self.engine.begin() as connection:
+            yield connection
 
 
 @contextmanager
@@ -125,9 +128,10 @@ def cell_databases(url: URL, *, count: int = 3, keep: bool = False) -> Iterator[
             if not keep:
                 stack.callback(_drop, url, name)
             own = url.set(database=name)
-            engine = create_engine(own, hide_parameters=True)
+            engine = open_patiently(own)
             stack.callback(engine.dispose)
-            _metadata.create_all(engine)
+            with database_errors(str(own)):
+                _metadata.create_all(engine)
             cells.append(CellDatabase(f"cell{number}", own.render_as_string(hide_password=False), engine))
         yield cells
 
@@ -149,10 +153,9 @@ def _create(url: URL, name: str) -> None:
         return
     try:
         _administer(url, "CREATE DATABASE", name)
-    except SQLAlchemyError as error:
-        reason = translated(error, url.render_as_string())
+    except DatabaseUnavailable as error:
         raise ConfigError(
-            f"cannot create database {name}: {reason}; the demonstration needs to, and no such database"
+            f"cannot create database {name}: {error}; the demonstration needs to, and no such database"
         ) from error
 
 
@@ -164,7 +167,10 @@ def _drop(url: URL, name: str) -> None:
 
 
 def _administer(url: URL, statement: str, name: str) -> None:
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
-    with engine.connect() as connection:
-        quoted = connection.dialect.identifier_preparer.quote_identifier(name)
-        connection.exec_driver_sql(f"{statement} {quoted}")
+    engine = open_patiently(url, use="read")  # in autocommit: PostgreSQL creates no database inside a transaction
+    try:
+        with database_errors(str(url)), engine.connect() as connection:
+            quoted = connection.dialect.identifier_preparer.quote_identifier(name)
+            connection.exec_driver_sql(f"{statement} {quoted}")
+    finally:
+        engine.dispose()

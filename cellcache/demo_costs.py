@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import URL, bindparam, create_engine, select
+from sqlalchemy import URL, bindparam, select
 
+from cellcache.demo_tables import open_patiently
 from cellcache.directory import CellDirectory
 from cellcache.errors import InstanceNotMapped
 from cellcache.tables import instance_mapping
@@ -135,8 +136,7 @@ def _cell_or_none(directory: CellDirectory) -> Callable[[str], str | None]:
 @contextmanager
 def _straight_from_sql(url: URL) -> Iterator[tuple[Callable[[str], str | None], Callable[[list[str]], dict[str, str]]]]:
     """Give the two questions as one puts them without cellcache, as lean as SQLAlchemy and its pool allow."""
-    # A pooled connection in autocommit has nothing to roll back, so it is spared the round trip for it.
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, hide_parameters=True)
+    engine = open_patiently(url, use="read")
     mapping = instance_mapping.c
     of_one = select(mapping.cell_uuid).where(mapping.instance_uuid == bindparam("uuid"))
     of_many = select(mapping.instance_uuid, mapping.cell_uuid).where(

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, MetaData, Table, create_engine, inspect
-from sqlalchemy.pool import NullPool
+from sqlalchemy import URL, Engine, MetaData, Table, inspect
 
 from cellcache import schema
+from cellcache.database import Use, database_errors, open_engine
 from cellcache.errors import SchemaError
 
 
@@ -39,12 +39,26 @@ def remove_sqlite(name: str) -> None:
         Path(name + suffix).unlink(missing_ok=True)
 
 
+def open_patiently(url: URL, *, use: Use = "cell") -> Engine:
+    """Return an engine of one connection for what may take its time, such as creating a database."""
+    clear = url.render_as_string(hide_password=False)
+    return open_engine(clear, pool_size=1, timeout_s=60.0, connect_timeout_s=10.0, use=use)
+
+
 def _names(url: URL) -> set[str]:
-    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
-    return set(inspect(engine).get_table_names())
+    engine = open_patiently(url)
+    try:
+        with database_errors(str(url)):
+            return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
 
 
 def _drop(url: URL, names: Iterable[str]) -> None:
-    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
-    for name in names:
-        Table(name, MetaData()).drop(engine)
+    engine = open_patiently(url)
+    try:
+        with database_errors(str(url)):
+            for name in names:
+                Table(name, MetaData()).drop(engine)
+    finally:
+        engine.dispose()

@@ -101,7 +101,7 @@ def _database(settings: DatabaseSettings) -> Finding:
     return Finding(what="database", name=name, version=version, round_trip_s=round_trip_s)
 
 
-def _ask(url: str, limits: DatabaseSettings) -> tuple[str, float, bool]:
+def _ask(url: str, limits: DatabaseSettings) -> tuple[str | None, float, bool]:
     """Return the server's version, the round trip to it, and whether there is an `instances` table."""
     file = make_url(url)
     if file.get_backend_name() == "sqlite" and file.database and not Path(file.database).exists():
@@ -111,7 +111,8 @@ def _ask(url: str, limits: DatabaseSettings) -> tuple[str, float, bool]:
     )
     try:
         with database_errors(url), engine.connect() as connection:
-            version = str(connection.scalar(text(_VERSION_OF[connection.dialect.name])))
+            question = _VERSION_OF.get(connection.dialect.name)
+            version = None if question is None else str(connection.scalar(text(question)))
             return version, _round_trip_s(connection), inspect(connection).has_table("instances")
     finally:
         engine.dispose()
