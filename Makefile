@@ -9,7 +9,7 @@ CODE   := cellcache backends migrations tests benchmarks
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons clean
+.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons bench bench-quick pylibmc clean
 
 help:  ## List what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,7 +22,7 @@ test: lint servers test-wheel test-suite  ## Everything, with real servers; inst
 quick: $(VENV)/.installed-for-tests  ## The tests that need no server and little time
 	$(BIN)/python -m pytest -q -m "not servers and not slow and not wheel"
 
-lint: $(VENV)/.installed-for-tests  ## ruff and mypy
+lint: $(VENV)/.installed-for-bench  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
@@ -56,6 +56,18 @@ test-pythons: $(VENV)/.installed-for-tests  ## The quick tests under each furthe
 	    fi; \
 	done
 
+bench: $(VENV)/.installed-for-bench servers pylibmc  ## What a lookup costs, beside what else one could use; takes long
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.installed-for-bench servers pylibmc  ## Show that the benchmarks work; the figures mean little
+	$(BIN)/python -m benchmarks --quick
+
+# It is compiled here, and the benchmarks do without it where that fails.
+pylibmc: $(VENV)/.installed-for-bench
+	@$(BIN)/python -c 'import pylibmc' 2>/dev/null \
+	    || { sh tests/apt_install.sh gcc libc6-dev libmemcached-dev python3-dev zlib1g-dev && $(PIP) pylibmc; } \
+	    || echo "pylibmc could not be installed; the benchmarks leave it out"
+
 clean:  ## Remove the environments and whatever was built
 	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
@@ -68,6 +80,10 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.created
 $(VENV)/.installed-for-tests: pyproject.toml $(VENV)/.created
 	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-for-bench: $(VENV)/.installed-for-tests
+	$(PIP) --editable '.[$(EXTRAS),bench]'
+	@touch $@
 
 %/.created:
 	sh tests/make_venv.sh $(@D) $(filter 3.%,$(@D:.venv-%=%))
