@@ -1,0 +1,168 @@
+"""Invalidation rows: they commit with their write, go when it has settled, and are delivered when left over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cellcache import CacheUnavailable, CellDirectory
+from cellcache.cli import main
+from cellcache.invalidations import GRACE_S
+from cellcache.protocol import Settlement
+from tests.caches import eventually
+from tests.directories import HERE, THERE, Site, new_uuids, open_site
+from tests.servers import Memcached
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, "memory") as site:
+        yield site
+
+
+@pytest.fixture
+def directory(site: Site) -> CellDirectory:
+    return site.open()
+
+
+def rows(site: Site) -> int:
+    return int(site.run("SELECT count(*) FROM cache_invalidation")[0][0])
+
+
+def test_every_write_leaves_one_row_and_takes_it_away_once_settled(site: Site, directory: CellDirectory) -> None:
+    uuids = new_uuids(1000)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    directory.move_instance(uuids[0], THERE)
+    directory.prune(uuids[1:3])
+    assert rows(site) == 3
+    assert [one.instance_uuids for one in directory.list_invalidations()] == [uuids, uuids[:1], sorted(uuids[1:3])]
+    assert directory.stats().invalidations_pending == 0  # none is due
+    directory.deliver_invalidations()
+    assert rows(site) == 0
+    assert directory._backend.peek_multi(uuids[:1]) != [None]  # settled, not delivered
+
+
+def test_unreachable_only_leaves_no_row_while_the_cache_is_there(site: Site) -> None:
+    directory = site.open(durable="unreachable")
+    directory.map_instance(new_uuids(1)[0], HERE, "project")
+    assert rows(site) == 0
+
+
+def test_closing_takes_the_settled_rows_away(site: Site) -> None:
+    with CellDirectory.open(site.settings()) as directory:
+        directory.map_instance(new_uuids(1)[0], HERE, "project")
+        assert rows(site) == 1
+    assert rows(site) == 0
+
+
+def test_row_of_a_dead_writer_is_delivered_by_another_once_its_grace_is_over(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.deliver_invalidations()
+
+    def die(settlements: list[Settlement]) -> list[bool]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory._backend, "settle_multi", die)
+        with pytest.raises(KeyboardInterrupt):
+            directory.move_instance(uuid, THERE)
+    other = site.open()
+    assert other.deliver_invalidations().delivered == 0
+    assert rows(site) == 1
+    site.run("UPDATE cache_invalidation SET deliver_after = '2020-01-01 00:00:00'")
+    assert directory.stats().invalidations_pending == 1
+    assert other.deliver_invalidations().delivered == 1
+    assert rows(site) == 0
+    assert directory.resolve_cell(uuid).uuid == THERE
+    assert GRACE_S > 5
+
+
+def test_delivery_removes_values_and_spares_fences(site: Site, directory: CellDirectory) -> None:
+    value, fenced = new_uuids(2)
+    directory.map_instances([(value, HERE, "project"), (fenced, HERE, "project")])
+    directory.deliver_invalidations()
+    directory._backend.fence_multi([fenced])
+    directory._store.add_invalidation([value, fenced], 0.0)
+    assert directory.deliver_invalidations().delivered == 1
+    assert directory._backend.peek_multi([value]) == [None]
+    assert directory._backend.invalidate_multi([fenced]) == [True]
+    assert directory._backend.fence_multi([fenced]) != [None]
+
+
+@pytest.fixture
+def cache() -> Iterator[Memcached]:
+    with Memcached() as server:
+        yield server
+
+
+@pytest.mark.needs("memcached")
+def test_write_past_a_node_that_is_away_is_delivered_when_it_is_back(
+    request: pytest.FixtureRequest, tmp_path: Path, cache: Memcached
+) -> None:
+    with open_site(request, tmp_path, "memory") as site:
+        config = tmp_path / "cellcache.toml"
+        config.write_text(
+            f'[database]\nurl = "{site.database_url}"\n'
+            f'[cache]\nbackend = "cellcache.memcached"\nservers = ["{cache.address}"]\n'
+            "timeout_s = 0.5\nretry_s = 0.1\n",
+            encoding="utf-8",
+        )
+        with CellDirectory.open(config) as directory:
+            (uuid,) = new_uuids(1)
+            directory.map_instance(uuid, HERE, "project")
+            assert directory.resolve_cell(uuid).uuid == HERE
+            cache.suspend()
+            directory.move_instance(uuid, THERE)
+            assert directory.resolve_cell(uuid).uuid == THERE  # from SQL
+            statistics = directory.stats()
+            assert statistics.fences_failed == 1
+            assert statistics.invalidations_pending == 1
+            cache.resume()
+            eventually(lambda: directory.stats().invalidations_pending == 0)
+            assert directory.resolve_cell(uuid).uuid == THERE
+
+
+@pytest.mark.needs("memcached")
+def test_refusing_deployment_writes_nothing_while_a_node_is_away(
+    request: pytest.FixtureRequest, tmp_path: Path, cache: Memcached
+) -> None:
+    with open_site(request, tmp_path, "memory") as site:
+        config = tmp_path / "cellcache.toml"
+        config.write_text(
+            f'[database]\nurl = "{site.database_url}"\n[cache]\nbackend = "cellcache.memcached"\n'
+            f'servers = ["{cache.address}"]\non_unreachable = "refuse"\ntimeout_s = 0.5\n',
+            encoding="utf-8",
+        )
+        with CellDirectory.open(config) as directory:
+            uuid, other = new_uuids(2)
+            directory.map_instance(uuid, HERE, "project")
+            cache.kill()
+            with pytest.raises(CacheUnavailable, match="nothing was written"):
+                directory.move_instance(uuid, THERE)
+            with pytest.raises(CacheUnavailable):
+                directory.map_instances([(other, HERE, "project")])
+            with pytest.raises(CacheUnavailable):
+                directory.prune([uuid])
+        assert site.table() == {uuid: HERE}
+
+
+def test_commands_list_and_deliver(
+    site: Site, directory: CellDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "cellcache.toml"
+    config.write_text(f'[database]\nurl = "{site.database_url}"\n', encoding="utf-8")
+    (uuid,) = new_uuids(1)
+    directory._store.add_invalidation([uuid], 0.0)
+    assert main(["--config", str(config), "invalidations", "list"]) == 0
+    assert uuid in capsys.readouterr().out
+    assert main(["--config", str(config), "invalidations", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["instance_uuids"] == [uuid]
+    assert main(["--config", str(config), "invalidations", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"delivered": 1, "waiting": 0}
+    assert rows(site) == 0
