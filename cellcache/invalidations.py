@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from cellcache.errors import CellCacheError, DatabaseUnavailable
+from cellcache.errors import CellCacheError
 from cellcache.protocol import CoherentBackend
 from cellcache.store import Store, Transaction
 
@@ -91,7 +91,7 @@ class Invalidations:
         try:
             self._record_the_unrecorded()
             self._forget_settled()
-        except DatabaseUnavailable as error:
+        except CellCacheError as error:  # close() goes on, whatever has become of the database
             log.warning("%d settled invalidations are left to other processes: %s", len(self._settled), error)
         for keys, _ in self._unrecorded:
             log.error("an invalidation of %d instances is lost with this process: %s", len(keys), ", ".join(keys[:10]))
