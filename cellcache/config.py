@@ -44,7 +44,7 @@ from cellcache.config_values import (
 from cellcache.errors import ConfigError
 from cellcache.masking import MASK, mask_url
 from cellcache.signing import SIGNATURE_SIZE
-from cellcache.tls import verifying_context
+from cellcache.tls import verifying_context, verifying_url
 
 _DAY_S = 86400.0
 _SHORTEST_SIGNING_KEY = 32
@@ -97,7 +97,7 @@ class DatabaseSettings(_Section):
     @property
     def sqlalchemy_url(self) -> URL:
         """The same, taken apart; shows no password of its own accord."""
-        return make_url(self.connection_url)
+        return verifying_url(make_url(self.connection_url))
 
 
 class CacheSettings(_Section):

@@ -19,6 +19,8 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Secret, Secre
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cellcache.tls import verifying_url
+
 BACKENDS = MEMORY, MEMCACHED, REDIS = ("cellcache.memory", "cellcache.memcached", "cellcache.redis")
 DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite")
 """Those whose time limits we know how to set: each driver has options of its own for them."""
@@ -43,6 +45,7 @@ def _check_database_url(text: str) -> None:
         raise ValueError(f"names no driver: begin it with {_BARE[url.drivername]}://")
     if url.drivername not in DRIVERS:
         raise ValueError("must begin with " + ", ".join(f"{driver}://" for driver in DRIVERS))
+    verifying_url(url)
     if url.get_backend_name() == "sqlite":
         if url.database in {None, "", ":memory:"} or url.query.get("mode") == "memory":
             raise ValueError("an SQLite database in memory is gone with its connection: name a file, sqlite:///path")

@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
 from cellcache.texts import LONGEST_URL, demand_text
+from cellcache.tls import verifying_url
 
 Use = Literal["read", "write", "cell"]
 
@@ -32,13 +33,15 @@ def demand_usable_url(url: str) -> str:
     """Return a database URL that SQLAlchemy understands and has a driver for, or raise InvalidValue."""
     try:
         demand_text("database_connection", url, longest=LONGEST_URL, secret=True)
-        make_url(url).get_dialect()
+        parsed = make_url(url)
+        parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
         # "from None": they quote what could not be parsed, such as a password that stands where the port should
         raise InvalidValue(
             "this database URL cannot be used: write it as mysql+pymysql://user:password@host/database, "
             "postgresql+psycopg://user:password@host/database or sqlite:///file"
         ) from None
+    verifying_url(parsed)
     return url
 
 
@@ -62,7 +65,7 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         options["pool_reset_on_return"] = None
     try:
         engine = create_engine(
-            parsed,
+            verifying_url(parsed),
             connect_args=_limits(backend, timeout_s, connect_timeout_s),
             hide_parameters=True,
             max_overflow=0,

@@ -24,8 +24,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from cellcache.differences import OPTIONS, find_differences
-from cellcache.errors import ConfigError, DatabaseUnavailable, SchemaError
+from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
+from cellcache.tls import verifying_url
 
 _LOCK_TIMEOUT_S = 60.0
 _ANSWER_S = 10
@@ -182,7 +183,9 @@ def _parsed(url: str | URL) -> URL:
         parsed = make_url(url)
         parsed.get_dialect()
         if parsed.get_backend_name() in _BACKENDS and parsed.database not in {None, "", ":memory:"}:
-            return parsed
+            return verifying_url(parsed)
+    except InvalidValue:
+        raise
     except (ArgumentError, NoSuchModuleError, ValueError):
         pass
     raise ConfigError(  # without the URL: what cannot be understood cannot be rid of its password, either
