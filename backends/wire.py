@@ -52,6 +52,7 @@ class Connection(Stream[Reply | Hit]):
         credentials: str | None = None,
         value_size: int = MAPPED_SIZE,
     ) -> None:
+        self.over_tls = tls_context is not None
         self._server = server
         self._hits, self._each_hit = _patterns(value_size)
         self.opaque = count(1).__next__
