@@ -1,0 +1,349 @@
+"""Processes that read and write while the nemesis is at work, and the judgement of what they were told.
+
+While a write's cache node cannot be reached, and until its invalidation is delivered, readers who can reach that
+node may see the older answer: that is the one window which the promise declares. So what the checker finds is
+sorted: inside such a window, after a fence that was lost with its node's memory, or in breach of the promise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy
+from sqlalchemy import text
+
+from cellcache import CellDirectory
+from tests.faults import history
+from tests.faults.checker import Commit, Finding, check
+from tests.faults.deployment import open_directory, prepare, wait_until
+from tests.faults.history import History, clock
+from tests.faults.nemesis import Event, Nemesis, Processes
+from tests.faults.proxy import Proxy
+from tests.faults.workload import DIE, QUIET, STOP, Plan
+from tests.servers import MariaDB, Memcached
+
+NODES = 3
+SPARES = 1
+CLOCKS_S = 0.01  # by how much the database's clock and ours may differ at most, on one machine
+
+_TRIGGERS = """
+CREATE TABLE journal (
+    seq BIGINT AUTO_INCREMENT PRIMARY KEY, at DATETIME(6) NOT NULL DEFAULT SYSDATE(6), what CHAR(9) NOT NULL,
+    op VARCHAR(64), instance_uuid VARCHAR(36), cell_uuid VARCHAR(36), row_id BIGINT
+);
+CREATE TRIGGER created AFTER INSERT ON instance_mapping FOR EACH ROW
+    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
+    VALUES (SYSDATE(6), 'commit', @op, NEW.instance_uuid, NEW.cell_uuid);
+CREATE TRIGGER moved AFTER UPDATE ON instance_mapping FOR EACH ROW
+    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
+    VALUES (SYSDATE(6), 'commit', @op, NEW.instance_uuid, NEW.cell_uuid);
+CREATE TRIGGER pruned AFTER DELETE ON instance_mapping FOR EACH ROW
+    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
+    VALUES (SYSDATE(6), 'commit', @op, OLD.instance_uuid, NULL);
+CREATE TRIGGER recorded AFTER INSERT ON cache_invalidation FOR EACH ROW
+    INSERT INTO journal (at, what, op, row_id) VALUES (SYSDATE(6), 'recorded', @op, NEW.id);
+CREATE TRIGGER delivered AFTER DELETE ON cache_invalidation FOR EACH ROW
+    INSERT INTO journal (at, what, op, row_id) VALUES (SYSDATE(6), 'delivered', @op, OLD.id);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """How much of it."""
+
+    seconds: float
+    seed: int = 1
+    instances: int = 250
+    cells: int = 100
+    processes: int = 4
+    threads: int = 2
+    pause_s: float = 0.002
+
+
+@dataclass
+class Journal:
+    """What the database wrote down: the order of commits per instance, and when invalidations were delivered."""
+
+    commits: dict[str, list[Commit]] = field(default_factory=dict)
+    delivered_at: dict[str, int] = field(default_factory=dict)  # by write; absent: not yet
+    recorded: set[str] = field(default_factory=set)  # writes that left an invalidation row
+
+
+class Sorted(NamedTuple):
+    """What the checker found, by whether the promise allows for it."""
+
+    in_a_window: list[Finding]
+    fence_lost: list[Finding]
+    breaches: list[Finding]
+
+
+@dataclass
+class Result:
+    history: History
+    journal: Journal
+    events: list[Event]
+    findings: Sorted
+    windows_s: list[float]
+    """How long each write's invalidation was outstanding, of those whose node could not be reached."""
+    drained_s: float
+    final_differences: dict[str, tuple[str | None, str | None]]
+    """Instances for which cache and table differ at the end: what the cache says, what the table says."""
+
+    def lines(self) -> Iterator[str]:
+        """Tell it in figures."""
+        writes = self.history.outcomes
+        took = sorted(self.history.lookup_ns)
+        yield f"answers checked: {self.history.reads:,}"
+        yield f"writes: {sum(writes.values()):,} ({', '.join(f'{n:,} {name}' for name, n in sorted(writes.items()))})"
+        yield f"commits: {sum(map(len, self.journal.commits.values())):,} of {len(self.history.calls)} instances"
+        yield f"reads that raised: {self.history.unanswered or 'none'}"
+        if took:
+            slow = took[min(len(took) - 1, int(len(took) * 0.999))]
+            median = took[len(took) // 2]
+            yield (
+                f"a lookup took {median / 1e6:.2f} ms in the median, {slow / 1e6:.0f} ms at 99.9 %, "
+                f"{took[-1] / 1e6:.0f} ms at most"
+            )
+        faults = Counter(event.name for event in self.events)
+        yield f"faults: {sum(faults.values())} ({', '.join(f'{n} {name}' for name, n in sorted(faults.items()))})"
+        yield f"writes whose cache node was out of reach: {len(self.history.unreached)}"
+        if self.windows_s:
+            yield f"their windows: {max(self.windows_s):.1f} s at most, {sum(self.windows_s):.1f} s in all"
+        yield f"old answers inside those windows: {_ages(self.findings.in_a_window)}"
+        yield f"old answers after a fence was lost with its node: {_ages(self.findings.fence_lost)}"
+        yield f"breaches of the promise: {len(self.findings.breaches)}"
+        yield f"differences between cache and table at the end: {len(self.final_differences)}"
+        yield f"all invalidations delivered {self.drained_s:.1f} s after the last fault"
+
+
+def _ages(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "0"
+    return f"{len(findings)}, up to {max(finding.age_s for finding in findings):.2f} s old"
+
+
+class _Workers(Processes):
+    """The processes of the workload. One that dies is replaced, by one that has been started for that already."""
+
+    def __init__(self, plan: Path, folder: Path, number: int) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._names = iter(range(1_000_000))
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._spares = [self._prepare() for _ in range(number + SPARES)]
+        for _ in range(number):
+            self._start()
+
+    def pids(self) -> list[int]:
+        with self._lock:
+            return list(self._running)
+
+    def kill(self, pid: int) -> None:
+        with self._lock:
+            process = self._running.pop(pid, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+            self._start()
+
+    def ask_one_to_die(self) -> None:
+        request = self._folder / DIE
+        request.touch()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            for pid, process in list(self._running.items()):
+                if process.poll() is not None:
+                    self.kill(pid)
+                    return
+            time.sleep(0.01)
+        request.unlink(missing_ok=True)
+
+    def finish(self) -> list[int]:
+        """Wait for all to end, who have been told to; return how they did."""
+        return [process.wait(60) for process in self._running.values()]
+
+    def close(self) -> None:
+        for process in [*self._running.values(), *self._spares]:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+
+    def _prepare(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.faults.workload", str(self._plan), f"p{next(self._names)}"]
+        with (self._folder / "errors").open("ab") as errors:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors)
+
+    def _start(self) -> None:
+        with self._lock:
+            process = self._spares.pop(0)
+            self._running[process.pid] = process
+            assert process.stdin is not None
+            process.stdin.close()  # which it waits for
+            self._spares.append(self._prepare())
+
+
+def run(campaign: Campaign, folder: Path) -> Result:
+    """Run a campaign on servers of its own, and judge it. `folder` keeps the histories."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(Memcached()) for _ in range(NODES)]
+        proxies = [stack.enter_context(Proxy(node.host, node.port)) for node in nodes]
+        mariadb = stack.enter_context(MariaDB())
+        database_proxy = stack.enter_context(Proxy(mariadb.host, mariadb.port))
+        url = mariadb.create_database("campaign")
+        prepare(url, cells=campaign.cells)
+        plan = Plan(
+            folder=str(folder),
+            database_url=sqlalchemy.make_url(url).set(port=database_proxy.port).render_as_string(hide_password=False),
+            cache={
+                "backend": "cellcache.memcached",
+                "servers": [proxy.address for proxy in proxies],
+                "lease_ttl_s": 2,
+                "fence_ttl_s": 6,
+                "retry_s": 0.5,
+            },
+            database={"timeout_s": 2.0, "connect_timeout_s": 1.0, "pool_size": 4},
+            instances=campaign.instances,
+            cells=campaign.cells,
+            threads=campaign.threads,
+            pause_s=campaign.pause_s,
+        )
+        plan.save(folder / "plan.json")
+        _create_journal(url)
+        workers = _Workers(folder / "plan.json", folder, campaign.processes)
+        stack.callback(workers.close)
+        wait_until(lambda: len(list(folder.glob("*.history"))) >= campaign.processes, "the workload has begun", 60)
+        nemesis = Nemesis(
+            random.Random(campaign.seed), list(zip(nodes, proxies, strict=True)), (mariadb, database_proxy), workers
+        )
+        nemesis.start()
+        try:
+            time.sleep(campaign.seconds)
+        finally:
+            nemesis.stop()
+        (folder / QUIET).touch()
+        drained_s = _wait_for_delivery(url)
+        time.sleep(1.0)  # reads that nothing excuses any more
+        (folder / STOP).touch()
+        exits = workers.finish()
+        assert not any(exits), (exits, (folder / "errors").read_text()[-2000:])
+        with open_directory(url, plan.cache, **plan.database) as directory:
+            differences = _differences(directory, plan.keys)
+        journal = _read_journal(url)
+    found = history.load(sorted(folder.glob("*.history")))
+    windows_s = [(journal.delivered_at[op] - start) / 1e9 for op, start in _outstanding(found, journal)]
+    return Result(
+        found, journal, nemesis.events, judge(found, journal, nemesis.events), windows_s, drained_s, differences
+    )
+
+
+def judge(found: History, journal: Journal, events: Sequence[Event]) -> Sorted:
+    """Check every instance and sort what was found."""
+    outcome = Sorted([], [], [])
+    restarts = [event.start for event in events if event.name == "node killed"]
+    for key, calls in found.calls.items():
+        commits = journal.commits.get(key, [])
+        for finding in check(key, None, commits, calls):
+            overtaken = [commit.op for commit in commits[finding.answered : finding.due]]
+            starts = {call.op: call.start for call in calls if call.kind == "write"}
+            if finding.kind not in {"stale read", "backward read"}:
+                outcome.breaches.append(finding)
+            elif all(_was_out_of_reach(op, finding, found, journal) for op in overtaken):
+                outcome.in_a_window.append(finding)
+            elif finding.kind == "backward read" and all(
+                _was_out_of_reach(op, finding, found, journal)
+                or _lost_its_fence(op, starts, finding, restarts, journal)
+                for op in overtaken
+            ):
+                outcome.fence_lost.append(finding)
+            else:
+                outcome.breaches.append(finding)
+    return outcome
+
+
+def _was_out_of_reach(op: str, finding: Finding, found: History, journal: Journal) -> bool:
+    """Whether the read began while the write's invalidation was outstanding for want of its node."""
+    if finding.key not in found.unreached.get(op, ()):
+        return False
+    delivered = journal.delivered_at.get(op)
+    return delivered is None or finding.call.start <= delivered + CLOCKS_S * 1e9
+
+
+def _lost_its_fence(
+    op: str, starts: Mapping[str, int], finding: Finding, restarts: Sequence[int], journal: Journal
+) -> bool:
+    """Whether a node lost its memory while the write, which has not returned yet, was under way."""
+    end = finding.call.end or 0
+    delivered = journal.delivered_at.get(op)
+    outstanding = delivered is None or finding.call.start <= delivered + CLOCKS_S * 1e9
+    return outstanding and any(starts[op] <= restart <= end for restart in restarts)
+
+
+def _outstanding(found: History, journal: Journal) -> Iterator[tuple[str, int]]:
+    """The writes that were committed with a node out of reach, and when each began."""
+    starts = {call.op: call.start for calls in found.calls.values() for call in calls if call.kind == "write"}
+    for op in found.unreached:
+        if op in journal.delivered_at and op in starts:
+            yield op, starts[op]
+
+
+def _create_journal(url: str) -> None:
+    with _connected(url) as connection:
+        for statement in _TRIGGERS.split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+
+
+def _read_journal(url: str) -> Journal:
+    journal = Journal()
+    rows: dict[int, str] = {}  # the write of each invalidation row
+    query = "SELECT what, op, instance_uuid, cell_uuid, row_id, UNIX_TIMESTAMP(at) FROM journal ORDER BY seq"
+    with _connected(url) as connection:
+        offset = clock() - time.time_ns()
+        for what, op, key, cell, row_id, at in connection.execute(text(query)):
+            if what == "commit":
+                journal.commits.setdefault(key, []).append(Commit(op, cell))
+            elif what == "recorded" and op is not None:
+                rows[row_id] = op
+                journal.recorded.add(op)
+            elif what == "delivered" and row_id in rows:
+                journal.delivered_at[rows[row_id]] = int(at * 1_000_000) * 1000 + offset
+    return journal
+
+
+def _wait_for_delivery(url: str) -> float:
+    began = time.monotonic()
+    with _connected(url) as connection:
+        left = text("SELECT COUNT(*) FROM cache_invalidation")
+        wait_until(lambda: connection.scalar(left) == 0, "all invalidations are delivered", 60)
+    return time.monotonic() - began
+
+
+def _differences(directory: CellDirectory, keys: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Compare what the cache answers with the table; nothing is being written any more."""
+    cached = directory.resolve_cells(keys)
+    told = {key: cached[key].uuid if key in cached else None for key in keys}
+    rows: dict[str, Any] = {row.instance_uuid: row.cell_uuid for row in directory.list_instances(limit=100_000)}
+    return {key: (told[key], rows.get(key)) for key in keys if told[key] != rows.get(key)}
+
+
+@contextlib.contextmanager
+def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()

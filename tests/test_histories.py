@@ -1,0 +1,28 @@
+"""Many processes, many faults, every answer checked: nobody is told what was true before, but in declared windows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import Campaign, run
+
+SECONDS = float(os.environ.get("CELLCACHE_CAMPAIGN_S", "15"))
+SEED = int(os.environ.get("CELLCACHE_CAMPAIGN_SEED", "1"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS * 2 + 240)
+@pytest.mark.needs("memcached", "mariadb")
+def test_under_faults_every_answer_fits_the_order_of_commits(tmp_path: Path) -> None:
+    result = run(Campaign(seconds=SECONDS, seed=SEED), tmp_path)
+    report = "\n".join(result.lines())
+    print(report)
+    assert not result.history.unexpected, report
+    assert not result.findings.breaches, "\n".join([report, *map(str, result.findings.breaches[:20])])
+    assert not result.final_differences, report
+    assert result.history.reads > 1000 * SECONDS / 15, report
+    assert sum(map(len, result.journal.commits.values())) > 20 * SECONDS, report
+    assert {event.name for event in result.events} >= {"node killed", "process died between commit and settle"}
