@@ -1,0 +1,323 @@
+"""Concurrent misses of one instance in one process: one SQL read, and never an answer older than the question."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from cellcache import CellDirectory, CellMapping, CommitUnknown, DatabaseUnavailable, InstanceNotMapped, SchemaError
+from cellcache.flights import Flight, Flights
+from cellcache.protocol import Absent, Lease
+from tests.caches import eventually
+from tests.directories import CACHES, HERE, THERE, Site, open_site
+
+PROJECT = "project-1"
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(params=CACHES)
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, request.param) as site:
+        yield site
+
+
+@pytest.fixture
+def key(site: Site) -> str:
+    """An instance that is mapped, and not in the cache."""
+    key = str(uuid4())
+    site.open().map_instance(key, HERE, PROJECT)
+    site.cache.evict(key)
+    return key
+
+
+class SlowReads:
+    """Holds the SQL reads of a directory after they have read, and counts who has joined a flight."""
+
+    def __init__(self, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reading = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.joined = 0
+        self.reads = 0
+        self._lock = threading.Lock()
+        store, flights = directory._store, directory._read_through._flights
+        read, join = store.cell_of, flights.join
+
+        def slow_read(key: str) -> str | None:
+            answer = read(key)
+            with self._lock:
+                self.reads += 1
+            self.reading.release()
+            assert self.go_on.wait(PATIENCE_S)
+            return answer
+
+        def counted_join(key: str, *, lead: bool) -> Any:
+            joined = join(key, lead=lead)
+            with self._lock:
+                self.joined += 1
+            return joined
+
+        monkeypatch.setattr(store, "cell_of", slow_read)
+        monkeypatch.setattr(flights, "join", counted_join)
+
+    def wait_for_read(self) -> None:
+        assert self.reading.acquire(timeout=PATIENCE_S)
+
+    def wait_for_joined(self, n: int) -> None:
+        assert eventually(lambda: self.joined == n, PATIENCE_S)
+
+
+@pytest.fixture
+def directory(site: Site) -> CellDirectory:
+    directory = site.open()
+    directory.get_cell(HERE)
+    return directory
+
+
+@pytest.fixture
+def slow(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowReads]:
+    slow = SlowReads(directory, monkeypatch)
+    yield slow
+    slow.go_on.set()
+
+
+@pytest.fixture
+def pool(slow: SlowReads) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(16)
+    yield pool
+    slow.go_on.set()
+    pool.shutdown()
+
+
+def cell(future: Future[CellMapping]) -> str:
+    return future.result(PATIENCE_S).uuid
+
+
+def test_concurrent_misses_cost_one_read(
+    directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    futures = [pool.submit(directory.resolve_cell, key)]
+    slow.wait_for_read()
+    futures += [pool.submit(directory.resolve_cell, key) for _ in range(15)]
+    slow.wait_for_joined(16)
+    slow.go_on.set()
+    assert [cell(future) for future in futures] == [HERE] * 16
+    assert slow.reads == directory.stats().sql_reads == 1
+    assert directory.stats().fills_stored == 1
+
+
+def test_misses_at_the_same_instant_cost_two_reads_at_most(
+    directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    """Two, where one who was told that another has the lease is on its way to SQL before that other is.
+
+    Its answer cannot be stored, since its read may have begun before the lease was granted.
+    """
+    futures = [pool.submit(directory.resolve_cell, key) for _ in range(16)]
+    slow.wait_for_joined(16)
+    slow.go_on.set()
+    assert [cell(future) for future in futures] == [HERE] * 16
+    assert slow.reads <= 2
+    assert directory.stats().fills_stored == 1
+
+
+def test_concurrent_misses_of_what_is_not_mapped_cost_one_read(
+    directory: CellDirectory, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    absent = str(uuid4())
+    futures = [pool.submit(directory.resolve_cell, absent)]
+    slow.wait_for_read()
+    futures += [pool.submit(directory.resolve_cell, absent) for _ in range(15)]
+    slow.wait_for_joined(16)
+    slow.go_on.set()
+    assert all(isinstance(future.exception(PATIENCE_S), InstanceNotMapped) for future in futures)
+    assert slow.reads == 1
+
+
+def test_misses_of_different_instances_do_not_wait_for_each_other(
+    directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    futures = [pool.submit(directory.resolve_cell, one) for one in (key, str(uuid4()), str(uuid4()))]
+    for _ in futures:
+        slow.wait_for_read()
+    assert slow.reads == 3
+    slow.go_on.set()
+    assert cell(futures[0]) == HERE
+
+
+def test_next_miss_after_a_read_reads_again(site: Site, directory: CellDirectory, key: str) -> None:
+    for _ in range(2):
+        assert directory.resolve_cell(key).uuid == HERE
+        site.cache.evict(key)
+    assert directory.stats().sql_reads == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DatabaseUnavailable("it is away"), SchemaError("no table"), CommitUnknown("odd"), ZeroDivisionError("a bug")],
+    ids=lambda error: type(error).__name__,
+)
+def test_waiters_get_an_error_of_the_leaders_kind(
+    directory: CellDirectory, key: str, pool: ThreadPoolExecutor, slow: SlowReads, error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(_key: str) -> str:
+        slow.reading.release()
+        assert slow.go_on.wait(PATIENCE_S)
+        raise error
+
+    monkeypatch.setattr(directory._store, "cell_of", fail)
+    futures = [pool.submit(directory.resolve_cell, key)]
+    slow.wait_for_read()
+    futures += [pool.submit(directory.resolve_cell, key) for _ in range(7)]
+    slow.wait_for_joined(8)
+    slow.go_on.set()
+    errors = [future.exception(PATIENCE_S) for future in futures]
+    leaders = [one for one in errors if one is error]
+    waiters = [one for one in errors if one is not error]
+    assert len(leaders) == 1
+    expected = DatabaseUnavailable if isinstance(error, ZeroDivisionError) else type(error)
+    assert [type(one) for one in waiters] == [expected] * 7
+    if expected is type(error):
+        assert {str(one) for one in waiters} == {str(error)}
+
+
+def test_miss_after_a_failed_read_reads_again(
+    site: Site, directory: CellDirectory, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_key: str) -> str:
+        raise DatabaseUnavailable("it is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory._store, "cell_of", fail)
+        with pytest.raises(DatabaseUnavailable):
+            directory.resolve_cell(key)
+    assert directory.resolve_cell(key).uuid == HERE
+
+
+def test_waiter_takes_no_answer_that_is_older_than_its_question(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    """A reads the row and stops; a move returns; B asks, misses and joins A: B must not be told what A has read."""
+    first = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    site.open().move_instance(key, THERE)
+    _let_another_process_take_the_lease(site, key)
+    second = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_joined(2)
+    slow.go_on.set()
+    assert cell(second) == THERE
+    assert cell(first) == HERE  # it asked before the move: either answer is right, and this is what it had read
+
+
+def test_waiter_that_asked_before_a_prune_was_made_is_told_after_it(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    first = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    site.open().prune([key])
+    _let_another_process_take_the_lease(site, key)
+    second = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_joined(2)
+    slow.go_on.set()
+    assert isinstance(second.exception(PATIENCE_S), InstanceNotMapped)
+    assert cell(first) == HERE
+
+
+def test_many_waiters_behind_an_outdated_read_are_all_told_the_new_answer(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    first = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    site.open().move_instance(key, THERE)
+    _let_another_process_take_the_lease(site, key)
+    others = [pool.submit(directory.resolve_cell, key) for _ in range(8)]
+    slow.wait_for_joined(9)
+    slow.go_on.set()
+    assert [cell(future) for future in others] == [THERE] * 8
+    assert cell(first) == HERE
+    assert directory.stats().fills_stored == 0
+
+
+def test_outdated_read_is_not_stored(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    first = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    site.open().move_instance(key, THERE)
+    site.cache.evict(key)
+    slow.go_on.set()
+    assert cell(first) == HERE
+    assert directory.stats().fills_refused == 1
+    assert directory.resolve_cell(key).uuid == THERE
+
+
+def test_who_holds_the_lease_does_not_wait_for_a_read_that_cannot_be_stored(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    first = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    site.cache.evict(key)  # the first one's lease is gone
+    second = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    slow.go_on.set()
+    assert cell(first) == cell(second) == HERE
+    assert (directory.stats().fills_stored, directory.stats().fills_refused) == (1, 1)
+
+
+def _let_another_process_take_the_lease(site: Site, key: str) -> None:
+    site.cache.evict(key)
+    other = site.cache.backend(ttl_s=60)
+    assert isinstance(other.lookup(key), Lease)
+    assert other.lookup(key) is Absent.LEASED
+
+
+# -- the flight itself -------------------------------------------------------------------------------------------
+
+
+def test_waiting_ends_with_an_error_when_the_limit_is_over() -> None:
+    flight: Flight[str] = Flight()
+    with pytest.raises(DatabaseUnavailable, match=r"the database did not answer within 0\.01 s"):
+        flight.wait(0.01)
+
+
+def test_interrupted_leader_leaves_the_others_an_error() -> None:
+    flight: Flight[str] = Flight()
+    flight.fail(KeyboardInterrupt())
+    with pytest.raises(DatabaseUnavailable, match="interrupted"):
+        flight.wait(PATIENCE_S)
+
+
+def test_flight_that_has_ended_is_joined_by_nobody() -> None:
+    flights: Flights[str] = Flights()
+    first, leads = flights.join("k", lead=False)
+    assert leads
+    assert flights.join("k", lead=False) == (first, False)
+    flights.end("k", first)
+    second, leads = flights.join("k", lead=False)
+    assert leads
+    assert second is not first
+    assert second.began > first.began
+
+
+def test_end_of_a_flight_that_was_replaced_leaves_the_other() -> None:
+    flights: Flights[str] = Flights()
+    first, _ = flights.join("k", lead=True)
+    second, leads = flights.join("k", lead=True)
+    assert leads
+    flights.end("k", first)
+    assert flights.join("k", lead=False) == (second, False)
+
+
+def test_every_waiter_gets_the_answer() -> None:
+    flight: Flight[str] = Flight()
+    wait: Callable[[], str] = lambda: flight.wait(PATIENCE_S)  # noqa: E731
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(wait) for _ in range(4)]
+        flight.land("answer")
+        assert [future.result(PATIENCE_S) for future in waiting] == ["answer"] * 4
