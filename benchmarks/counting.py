@@ -17,7 +17,9 @@ from typing import Self
 
 from sqlalchemy import create_engine, make_url
 
-_SILENCE_S = 0.003
+_SILENCE_S = 0.003  # behind a chunk that is large enough to be a part of something
+_SHORT_SILENCE_S = 0.0005
+_LARGE = 4096
 _CHUNK = 1 << 18
 
 
@@ -84,7 +86,7 @@ def _until_silent(client: socket.socket) -> Iterator[bytes]:
     chunk = client.recv(_CHUNK)
     while chunk:
         yield chunk
-        readable, _, _ = select.select([client], [], [], _SILENCE_S)
+        readable, _, _ = select.select([client], [], [], _SILENCE_S if len(chunk) >= _LARGE else _SHORT_SILENCE_S)
         if not readable:
             return
         chunk = client.recv(_CHUNK)

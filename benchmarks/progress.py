@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,6 +18,7 @@ class Progress:
 
     def __init__(self, console: Console, scenarios: int) -> None:
         self._console = console
+        self._began = 0.0
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,9 +42,11 @@ class Progress:
         """Begin the next scenario."""
         self._bars.update(self._whole, description=title)
         self._console.print(f"[bold]{title}[/]")
+        self._began = time.monotonic()
 
     def scenario_done(self) -> None:
         self._bars.advance(self._whole)
+        self._console.print(f"took {time.monotonic() - self._began:.0f} s\n", style="dim")
 
     @contextmanager
     def step(self, title: str, total: float) -> Iterator[Callable[[float], object]]:
