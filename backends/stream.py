@@ -62,7 +62,8 @@ class Stream(abc.ABC, Generic[ReplyT]):
     def replies(self, expected: int, received: bytes = b"", deadline: float | None = None) -> list[ReplyT]:
         """Read on until `expected` replies are complete; `received` is what was read of them already.
 
-        Blocks until the deadline, or for the time limit.
+        Blocks until the deadline, or for the time limit. After the deadline, what has arrived is read all the same:
+        it passed while another server kept its readers waiting.
         """
         if deadline is None:
             return self._replies(expected, received, None)
@@ -75,6 +76,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
     def _replies(self, expected: int, buffer: bytes, deadline: float | None) -> list[ReplyT]:
         replies: list[ReplyT] = []
         start = 0
+        ends_at = None if deadline is None else deadline + self.timeout_s
         while True:
             if buffer:
                 start = self._parse(buffer, start, replies, expected)
@@ -82,10 +84,13 @@ class Stream(abc.ABC, Generic[ReplyT]):
                 if len(replies) > expected or start != len(buffer):
                     raise Garbled("more was answered than asked")
                 return replies
-            if deadline is None:
-                deadline = time.monotonic() + self.timeout_s
-            elif time.monotonic() > deadline:
+            now = time.monotonic()
+            if ends_at is None:
+                ends_at = now + self.timeout_s
+            if now > ends_at:
                 raise TimeoutError("the reply was not complete in time")
+            if deadline is not None and now > deadline:
+                self._limit_waits(0.0)
             chunk = self._sock.recv(_CHUNK)
             if not chunk:
                 raise ConnectionResetError("closed by the server")
