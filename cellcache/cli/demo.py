@@ -222,8 +222,8 @@ def _label(cost: Cost) -> str:
 def _remarks(costs: list[Cost], served: Served, answers_checked: int) -> Iterator[str]:
     median = {cost.kind: cost.median_s for cost in costs}
     yield (
-        "Straight from SQL is a SELECT through SQLAlchemy and its pool. A miss asks the cache, then SQL, and leaves the "
-        "answer in the cache; that an instance is not mapped is such an answer too, for a few seconds."
+        "Straight from SQL is a SELECT through SQLAlchemy and its pool. A miss asks the cache, then SQL, and leaves "
+        "the answer in the cache; that an instance is not mapped is such an answer too, for a few seconds."
     )
     yield (
         f"Of a whole request of {duration(served.median_s)} a hit is {median['hit'] / served.median_s:.1%}; "
