@@ -101,11 +101,16 @@ class Connection(Stream[Reply | Hit]):
         return start
 
     def _handshake(self, credentials: str | None, deadline: float) -> str:
-        """Log in, where memcached asks for it (-Y: a `set` before anything else). Return the version."""
-        if credentials is not None:
+        """Log in where memcached asks for it (-Y): one that does not would store the password, as the item `auth`.
+
+        Return the version.
+        """
+        words = self._words(b"version\r\n", deadline)
+        if words[0] == b"CLIENT_ERROR" and credentials is not None:
             login = credentials.encode()
-            self._told(b"set auth 0 0 %d\r\n%b\r\n" % (len(login), login), b"STORED", deadline)
-        words = self._told(b"version\r\n", b"VERSION", deadline)
+            self._demand(b"STORED", self._words(b"set auth 0 0 %d\r\n%b\r\n" % (len(login), login), deadline))
+            words = self._words(b"version\r\n", deadline)
+        self._demand(b"VERSION", words)
         version = words[-1].decode("ascii", "replace")
         if _numbers(version) < OLDEST_VERSION:
             needed = ".".join(map(str, OLDEST_VERSION))
@@ -114,19 +119,21 @@ class Connection(Stream[Reply | Hit]):
             )
         return version
 
-    def _told(self, request: bytes, expected: bytes, deadline: float) -> list[bytes]:
+    def _words(self, request: bytes, deadline: float) -> list[bytes]:
         self.send(request)
         (reply,) = self.replies(1, deadline=deadline)
         if not isinstance(reply, Reply):
             raise Garbled("a value in reply to a handshake")
-        if reply.words[0] == b"CLIENT_ERROR":
+        return reply.words
+
+    def _demand(self, expected: bytes, words: list[bytes]) -> None:
+        if words[0] == b"CLIENT_ERROR":
             raise BackendUnsupported(
-                f"memcached at {self._shown()} refuses us ({b' '.join(reply.words[1:]).decode(errors='replace')}); are "
+                f"memcached at {self._shown()} refuses us ({b' '.join(words[1:]).decode(errors='replace')}); are "
                 "cache.username and cache.password right?"
             )
-        if reply.words[0] != expected:
-            raise Garbled(f"no memcached answers at {self._shown()}: {b' '.join(reply.words)[:60]!r}")
-        return reply.words
+        if words[0] != expected:
+            raise Garbled(f"no memcached answers at {self._shown()}: {b' '.join(words)[:60]!r}")
 
     def _shown(self) -> str:
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
