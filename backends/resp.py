@@ -30,7 +30,8 @@ _REFUSED_TO_US = {"NOAUTH", "WRONGPASS", "NOPERM"}
 _ABOUT_ONE_KEY = {"OOM", "WRONGTYPE"}
 
 # The flags say "this script writes", whatever it turns out to do: a primary that has become a replica refuses it,
-# where it would otherwise confirm that nothing old stands in a cache that nobody reads any more.
+# where it would otherwise confirm that nothing old stands in a cache that nobody reads any more. What GET refuses for
+# another reason than the type of what stands there may be a fence, which must stay: the user lacks +get.
 _FILL = b"""#!lua
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
@@ -38,6 +39,7 @@ return 1
 """
 _SETTLE = b"""#!lua flags=allow-oom
 local standing = redis.pcall('GET', KEYS[1])
+if type(standing) == 'table' and standing.err and not string.find(standing.err, 'WRONGTYPE') then return standing end
 if standing == ARGV[1] and ARGV[2] then
   if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2])
   else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
