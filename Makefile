@@ -9,7 +9,7 @@ CODE   := cellcache backends migrations tests benchmarks
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons bench bench-quick pylibmc clean
+.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons soak bench bench-quick pylibmc clean
 
 help:  ## List what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and comm
 	mkdir build/elsewhere
 	cp -R pyproject.toml tests benchmarks docs $(wildcard *.md) build/elsewhere
 	cd build/elsewhere && SOURCE_OF_WHEEL=$(CURDIR) ../../.venv-wheel/bin/python -m pytest -m packaging
+
+soak: $(VENV)/.installed-for-tests  ## Ten minutes under faults, every answer checked: build/soak/report.md
+	$(BIN)/python -m tests.soak --minutes 10 --report build/soak
 
 test-pythons: $(VENV)/.installed-for-tests  ## The quick tests under each further Python there is
 	@for version in 3.11 3.12 3.13; do \

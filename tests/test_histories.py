@@ -23,6 +23,6 @@ def test_under_faults_every_answer_fits_the_order_of_commits(tmp_path: Path) -> 
     assert not result.history.unexpected, report
     assert not result.findings.breaches, "\n".join([report, *map(str, result.findings.breaches[:20])])
     assert not result.final_differences, report
-    assert result.history.reads > 1000 * SECONDS / 15, report
-    assert sum(map(len, result.journal.commits.values())) > 20 * SECONDS, report
+    assert result.history.reads > 100 * SECONDS, report
+    assert sum(map(len, result.journal.commits.values())) > 3 * SECONDS, report
     assert {event.name for event in result.events} >= {"node killed", "process died between commit and settle"}

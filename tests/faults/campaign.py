@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import psutil
 import sqlalchemy
 from sqlalchemy import text
 
@@ -66,8 +67,60 @@ class Campaign:
     instances: int = 250
     cells: int = 100
     processes: int = 4
-    threads: int = 2
-    pause_s: float = 0.002
+    threads: int = 4
+    pause_s: float = 0.004
+    pool_size: int = 4
+    calm_s: float = 2.0
+    """How long they work without any fault, before and after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one process held at a moment."""
+
+    at: int
+    memory_mb: float
+    threads: int
+    files: int
+    cache_sockets: int
+    database_sockets: int
+
+
+class Sampler:
+    """Looks at one process every half second, from outside."""
+
+    def __init__(self, pid: int, cache_ports: Collection[int], database_port: int) -> None:
+        self._process = psutil.Process(pid)
+        self._cache_ports = cache_ports
+        self._database_port = database_port
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.samples: list[Sample] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def now(self) -> Sample:
+        # A socket that is not connected has no address at all there, whatever the types say.
+        ports = [getattr(connection.raddr, "port", 0) for connection in self._process.net_connections("tcp")]
+        return Sample(
+            clock(),
+            self._process.memory_info().rss / 1e6,
+            self._process.num_threads(),
+            self._process.num_fds(),
+            sum(port in self._cache_ports for port in ports),
+            ports.count(self._database_port),
+        )
+
+    def _run(self) -> None:
+        while not self._over.wait(0.5):
+            with contextlib.suppress(psutil.Error):
+                self.samples.append(self.now())
 
 
 @dataclass
@@ -98,6 +151,10 @@ class Result:
     drained_s: float
     final_differences: dict[str, tuple[str | None, str | None]]
     """Instances for which cache and table differ at the end: what the cache says, what the table says."""
+    before: Sample
+    """What one process that lived through it all held before the first fault, and after the last."""
+    after: Sample
+    samples: list[Sample]
 
     def lines(self) -> Iterator[str]:
         """Tell it in figures."""
@@ -124,6 +181,10 @@ class Result:
         yield f"breaches of the promise: {len(self.findings.breaches)}"
         yield f"differences between cache and table at the end: {len(self.final_differences)}"
         yield f"all invalidations delivered {self.drained_s:.1f} s after the last fault"
+        for name in ("threads", "files", "cache_sockets", "database_sockets", "memory_mb"):
+            before, after = getattr(self.before, name), getattr(self.after, name)
+            most = max(getattr(sample, name) for sample in self.samples)
+            yield f"{name.replace('_', ' ')} of one process: {before:.0f} before, {most:.0f} at most, {after:.0f} after"
 
 
 def _ages(findings: Sequence[Finding]) -> str:
@@ -145,9 +206,16 @@ class _Workers(Processes):
         for _ in range(number):
             self._start()
 
+    @property
+    def immortal(self) -> int:
+        return next(iter(self._running))
+
     def pids(self) -> list[int]:
         with self._lock:
             return list(self._running)
+
+    def mortals(self) -> list[int]:
+        return self.pids()[1:]
 
     def kill(self, pid: int) -> None:
         with self._lock:
@@ -214,7 +282,7 @@ def run(campaign: Campaign, folder: Path) -> Result:
                 "fence_ttl_s": 6,
                 "retry_s": 0.5,
             },
-            database={"timeout_s": 2.0, "connect_timeout_s": 1.0, "pool_size": 4},
+            database={"timeout_s": 2.0, "connect_timeout_s": 1.0, "pool_size": campaign.pool_size},
             instances=campaign.instances,
             cells=campaign.cells,
             threads=campaign.threads,
@@ -228,14 +296,18 @@ def run(campaign: Campaign, folder: Path) -> Result:
         nemesis = Nemesis(
             random.Random(campaign.seed), list(zip(nodes, proxies, strict=True)), (mariadb, database_proxy), workers
         )
-        nemesis.start()
-        try:
-            time.sleep(campaign.seconds)
-        finally:
-            nemesis.stop()
-        (folder / QUIET).touch()
-        drained_s = _wait_for_delivery(url)
-        time.sleep(1.0)  # reads that nothing excuses any more
+        with Sampler(workers.immortal, [proxy.port for proxy in proxies], database_proxy.port) as sampler:
+            time.sleep(campaign.calm_s)
+            before = sampler.now()
+            nemesis.start()
+            try:
+                time.sleep(campaign.seconds)
+            finally:
+                nemesis.stop()
+            (folder / QUIET).touch()
+            drained_s = _wait_for_delivery(url)
+            time.sleep(campaign.calm_s)  # reads that nothing excuses any more
+            after = sampler.now()
         (folder / STOP).touch()
         exits = workers.finish()
         assert not any(exits), (exits, (folder / "errors").read_text()[-2000:])
@@ -245,7 +317,16 @@ def run(campaign: Campaign, folder: Path) -> Result:
     found = history.load(sorted(folder.glob("*.history")))
     windows_s = [(journal.delivered_at[op] - start) / 1e9 for op, start in _outstanding(found, journal)]
     return Result(
-        found, journal, nemesis.events, judge(found, journal, nemesis.events), windows_s, drained_s, differences
+        history=found,
+        journal=journal,
+        events=nemesis.events,
+        findings=judge(found, journal, nemesis.events),
+        windows_s=windows_s,
+        drained_s=drained_s,
+        final_differences=differences,
+        before=before,
+        after=after,
+        samples=sampler.samples,
     )
 
 

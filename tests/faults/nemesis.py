@@ -33,6 +33,10 @@ class Processes:
     def pids(self) -> list[int]:
         raise NotImplementedError
 
+    def mortals(self) -> list[int]:
+        """Those that may be killed."""
+        raise NotImplementedError
+
     def kill(self, pid: int) -> None:
         raise NotImplementedError
 
@@ -197,7 +201,7 @@ class Nemesis:
 
     def _kill_process(self) -> None:
         start = clock()
-        pid = self._dice.choice(self._processes.pids())
+        pid = self._dice.choice(self._processes.mortals())
         self._processes.kill(pid)
         self._note("process killed", pid, start)
 

@@ -1,8 +1,7 @@
 """One process of a campaign: reads and writes a few hundred instances, and records every call.
 
-Started as `python -m tests.faults.workload <plan> <name>`; begins when its standard input ends, ends when it is told to,
-or is killed. It dies by its own
-hand, between a commit and its settlement, when it finds a file that asks it to.
+Started as `python -m tests.faults.workload <plan> <name>`. It begins when its standard input ends, and ends when it is
+told to, or is killed, or by its own hand: between a commit and its settlement, when it finds a file that asks for it.
 """
 
 from __future__ import annotations
@@ -36,6 +35,9 @@ from cellcache import (
 from cellcache.protocol import Fence, Settlement
 from tests.faults.deployment import open_directory
 from tests.faults.history import Answers, Recorder, clock
+
+IMMORTAL = "p0"
+"""The process that is never killed, so that its resources can be watched to the end."""
 
 QUIET, STOP, DIE = "quiet", "stop", "die"
 """Files that a process looks for: write no more; end; die at the next settlement."""
@@ -96,14 +98,17 @@ class Worker:
         while not (self._folder / STOP).exists() and os.getppid() == parent:
             time.sleep(dice.uniform(0, 2 * self._plan.pause_s))
             key, cell = keys[int(len(keys) * dice.random() ** 2)], dice.choice(cells)
+            if dice.random() < 0.001:
+                self._resolve_in_a_thread_of_its_own(key)
             step = dice.random()
-            if step < 0.70 or (self._folder / QUIET).exists():
+            reads_only = number > 1 or (self._folder / QUIET).exists()  # writes wait for locks; two threads do both
+            if step < 0.50 or (reads_only and step < 0.90):
                 self._resolve(key)
-            elif step < 0.78:
+            elif step < 0.60 or reads_only:
                 self._resolve_many(dice.sample(keys, 10))
-            elif step < 0.88:
+            elif step < 0.80:
                 self._write({key: cell}, partial(self._directory.move_instance, key, cell))
-            elif step < 0.94:
+            elif step < 0.92:
                 self._write({key: cell}, partial(self._directory.map_instance, key, cell, "project"))
             elif step < 0.96:
                 some = {other: dice.choice(cells) for other in dice.sample(keys, 3)}
@@ -126,6 +131,12 @@ class Worker:
         except BaseException as error:
             self._recorder.unexpected(op, error)
             raise
+
+    def _resolve_in_a_thread_of_its_own(self, key: str) -> None:
+        """Threads come and go; what they had connected must go with them."""
+        thread = threading.Thread(target=self._resolve, args=(key,))
+        thread.start()
+        thread.join()
 
     def _resolve_many(self, keys: Sequence[str]) -> None:
         op, start = self._next(), clock()
@@ -193,9 +204,10 @@ class Worker:
 
         def settle(settlements: Sequence[Settlement]) -> list[bool]:
             request = self._folder / DIE
-            with contextlib.suppress(FileNotFoundError):
-                request.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._name != IMMORTAL:
+                with contextlib.suppress(FileNotFoundError):
+                    request.unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
             confirmed: list[bool] = settle_multi(settlements)
             self._note_unreached([one.key for one, done in zip(settlements, confirmed, strict=True) if not done])
             return confirmed
