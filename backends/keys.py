@@ -17,7 +17,7 @@ _LONGEST = 180  # memcached takes 250 bytes of base64
 
 def raw_key(key: str) -> bytes:
     """Return the bytes that stand for a key, the same in every process and release."""
-    if len(key) == 36:
+    if len(key) == 36 and key[8:24:5] == "----":
         try:
             raw = a2b_hex(key.replace("-", ""))
         except (Error, ValueError):

@@ -82,17 +82,21 @@ class LeasingBackend(BytesBackend, abc.ABC):
         if miss is not None and miss.lease is not None and not miss.repeated and time.monotonic() < miss.ends_at:
             misses[key] = miss._replace(repeated=True)  # nobody else can store while this thread holds the lease
             return NO_VALUE
-        return self._remember(key, self.lookup(key))
+        return self._remember(key, self.lookup(key), miss)
 
     def get_serialized_multi(self, keys: Iterable[str]) -> Sequence[SerializedReturnType]:
-        keys = list(keys)
-        return [self._remember(key, entry) for key, entry in zip(keys, self.lookup_multi(keys), strict=True)]
+        keys, misses = list(keys), self._misses.of
+        entries = self.lookup_multi(keys)
+        return [self._remember(key, entry, misses.get(key)) for key, entry in zip(keys, entries, strict=True)]
 
-    def _remember(self, key: str, entry: bytes | Lease | Absent) -> SerializedReturnType:
+    def _remember(self, key: str, entry: bytes | Lease | Absent, before: _Miss | None) -> SerializedReturnType:
         misses = self._misses.of
         if isinstance(entry, bytes):
             misses.pop(key, None)
             return entry
+        if entry is Absent.LEASED and before is not None and time.monotonic() < before.ends_at:
+            misses[key] = before  # most likely it is this thread's own lease that stands there; the fill will tell
+            return NO_VALUE
         while len(misses) >= _MOST_REMEMBERED:
             del misses[next(iter(misses))]
         lease = entry if isinstance(entry, Lease) else None

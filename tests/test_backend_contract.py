@@ -549,6 +549,9 @@ HOSTILE_KEYS = [
     "-" * 36,
     "ffffffff-ffff-ffff-ffff-fffffffffff\n",
     "61626364-6566-6768-696a-6b6c6d6e6f70",
+    "6162636-45666-7686-96a6-b6c6d6e6f70-",
+    "----6162636465666768696a6b6c6d6e6f70",
+    "6162636465666768696a6b6c6d6e6f70",
     "abcdefghijklmnop",
     "ff616263-6465-6667-6869-6a6b6c6d6e6f",
     "abcdefghijklmno",
@@ -749,6 +752,22 @@ def test_region_stores_after_a_second_look(regions: Callable[[], CacheRegion], k
     assert region.get(key) is NO_VALUE
     region.set(key, "value")
     assert region.get(key) == "value"
+
+
+def test_region_stores_after_many_looks(regions: Callable[[], CacheRegion]) -> None:
+    region = regions()
+    one, created, *many = [new_key() for _ in range(5)]
+    for _ in range(4):
+        assert region.get(one) is NO_VALUE
+    region.set(one, "value")
+    assert region.get(one) == "value"
+    assert region.get(created) is NO_VALUE
+    assert region.get_or_create(created, lambda: "value") == "value"
+    assert region.get(created) == "value"
+    for _ in range(3):
+        assert region.get_multi(many) == [NO_VALUE] * 3  # type: ignore[no-untyped-call]
+    region.set_multi(dict.fromkeys(many, "value"))
+    assert region.get_multi(many) == ["value"] * 3  # type: ignore[no-untyped-call]
 
 
 def test_region_stores_without_a_look(regions: Callable[[], CacheRegion], key: str) -> None:
