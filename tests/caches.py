@@ -107,6 +107,7 @@ class MemcachedCache(Cache):
     def __init__(self, servers: Sequence[Memcached]) -> None:
         super().__init__()
         self.servers = servers
+        self._insider = MemcachedBackend({**PATIENT, **self.arguments()})
 
     def arguments(self) -> dict[str, Any]:
         return {"servers": [server.address for server in self.servers]}
@@ -123,8 +124,7 @@ class MemcachedCache(Cache):
             server.start()
 
     def _do(self, key: str, request: bytes, *arguments: object) -> None:
-        insider = MemcachedBackend({**PATIENT, **self.arguments()})
-        wire, node = insider._wire(key)
+        wire, node = self._insider._wire(key)
         connection = node.check()
         connection.ask(request % (wire, *arguments))
         connection.close()
@@ -162,13 +162,13 @@ class RedisCache(Cache):
         return RedisBackend(arguments)
 
 
-_ON_SERVERS = [
+KINDS = [
+    "memory",
+    "fakeredis",
     pytest.param("memcached", marks=pytest.mark.needs("memcached")),
     pytest.param("three memcacheds", marks=pytest.mark.needs("memcached")),
     pytest.param("redis", marks=pytest.mark.needs("redis")),
 ]
-KINDS = ["memory", "fakeredis", *_ON_SERVERS]
-REAL_SERVERS = _ON_SERVERS
 
 
 def open_cache(kind: str, request: pytest.FixtureRequest) -> Cache:

@@ -123,14 +123,17 @@ def test_older_values_that_a_promoted_replica_holds_are_not_seen(own_server: Red
 def test_replica_is_not_believed(own_server: Redis, own_cache: RedisCache, key: str) -> None:
     backend = own_cache.backend(retry_s=0.0)
     store(backend, key, OLD)
-    absent, fence = new_key(), fenced(backend, new_key())
+    absent, theirs = new_key(), new_key()
+    fence = fenced(backend, theirs)
+    fenced(backend, theirs)
     command(own_server, "REPLICAOF", "127.0.0.1", "1")
     assert command(own_server, "DBSIZE") == 2, "it holds what it held"
     assert backend.lookup(key) is Absent.UNREACHABLE
     assert backend.lookup_multi([key]) == [Absent.UNREACHABLE]
     assert backend.fence_multi([key]) == [None]
-    assert backend.invalidate_multi([key, absent]) == [False, False]
-    assert backend.settle_multi([Settlement(absent, fence, None)]) == [False]
+    for each in (key, absent, theirs):
+        assert backend.invalidate_multi([each]) == [False], "nothing is changed there, so nothing is confirmed"
+        assert backend.settle_multi([Settlement(each, fence, None)]) == [False]
     assert backend.errors > 0
     (status,) = backend.check()
     assert status.trouble is not None
