@@ -1,0 +1,186 @@
+"""Each step of the protocol, taken out: what the walks must notice.
+
+They change the directories of a world from outside; the product knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ContextManager
+from unittest import mock
+
+from cellcache import read_through
+from cellcache.codec import FENCE
+from cellcache.invalidations import Invalidations
+from cellcache.protocol import Fence, Fill, Settlement
+from tests.interleavings.checks import Property
+from tests.interleavings.processes import Process
+from tests.interleavings.scheduler import stop
+from tests.interleavings.world import CellcacheWorld, Scenario
+
+EVERYWHERE = ("memory", "memcached", "redis")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is taken out, where it is noticed, and what breaks without it."""
+
+    name: str
+    scenario: Scenario
+    breaks: Property
+    backends: Sequence[str] = EVERYWHERE
+    applied: Callable[[CellcacheWorld], ContextManager[object]] = lambda _world: nullcontext()
+    each: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # settings of one process of the world
+    most_switches: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@contextmanager
+def _in_each(change: Callable[[CellcacheWorld, Process], None], world: CellcacheWorld) -> Iterator[None]:
+    for process in world.processes:
+        change(world, process)
+    yield
+
+
+def _omit_fence(_world: CellcacheWorld, process: Process) -> None:
+    def claim(keys: Sequence[str]) -> list[Fence | None]:
+        return [Fence(FENCE + secrets.token_bytes(8), b"", None) for _ in keys]
+
+    _replace(process, "fence_multi", claim)
+
+
+def _fill_by_set(_world: CellcacheWorld, process: Process) -> None:
+    def fill(fills: Sequence[Fill]) -> list[bool]:
+        _store(process, {one.key: one.value for one in fills})
+        return [True] * len(fills)
+
+    _replace(process, "fill_multi", fill)
+
+
+def _settle_by_set(world: CellcacheWorld, process: Process) -> None:
+    def settle(settlements: Sequence[Settlement]) -> list[bool]:
+        for one in settlements:
+            if one.value is None:
+                stop("cache", "delete")
+                world.evict()
+            else:
+                _store(process, {one.key: one.value})
+        return [True] * len(settlements)
+
+    _replace(process, "settle_multi", settle)
+
+
+def _remove_fences_too(world: CellcacheWorld, process: Process) -> None:
+    def invalidate(keys: Sequence[str]) -> list[bool]:
+        stop("cache", "delete")
+        world.evict()
+        return [True] * len(keys)
+
+    _replace(process, "invalidate_multi", invalidate)
+
+
+def _use_any_connection(request: str, _world: CellcacheWorld, process: Process) -> None:
+    """Take a token for good on whatever connection this thread has now."""
+    backend: Any = process.directory._backend
+    locate, method, here = backend._locate, getattr(backend, request), threading.local()
+
+    def locate_without_holders(keys: Sequence[str], holders: Sequence[object] | None = None) -> Any:
+        return locate(keys, None if getattr(here, "asking", False) else holders)
+
+    def ask(what: Any) -> Any:
+        here.asking = True
+        try:
+            return method(what)
+        finally:
+            here.asking = False
+
+    backend._locate = locate_without_holders
+    _replace(process, request, ask)
+
+
+def _store(process: Process, values: Mapping[str, bytes]) -> None:
+    backend: Any = process.directory._backend
+    if not process.nodes:
+        stop("cache", "set")
+    backend.store_multi(values)
+
+
+def _replace(process: Process, request: str, by: Callable[[Any], Any]) -> None:
+    setattr(process.directory._backend, request, by)
+
+
+MUTATIONS = [
+    Mutation(
+        "the fence is omitted",
+        Scenario(("move",), warm=True),
+        "backward read",
+        applied=partial(_in_each, _omit_fence),
+    ),
+    Mutation(
+        "a fill sets instead of comparing",
+        Scenario(("resolve", "prune")),
+        "stale read",
+        applied=partial(_in_each, _fill_by_set),
+    ),
+    Mutation(
+        "a bulk fill sets instead of comparing",
+        Scenario(("resolve many", "create"), mapped=False),
+        "stale read",
+        applied=partial(_in_each, _fill_by_set),
+    ),
+    Mutation(
+        "a write settles by set",
+        Scenario(("move", "move")),
+        "stale read",
+        applied=partial(_in_each, _settle_by_set),
+    ),
+    Mutation(
+        "a fence's token is used after a reconnect",
+        Scenario(("move", "move"), faults=frozenset({"restart"})),
+        "backward read",
+        backends=("memcached",),  # on Redis a fence is known by its random mark
+        applied=partial(_in_each, partial(_use_any_connection, "settle_multi")),
+        most_switches=2,
+    ),
+    Mutation(
+        "a fill goes over another connection than its lease's",
+        Scenario(("resolve", "prune", "resolve"), faults=frozenset({"restart"})),
+        "stale read",
+        backends=("memcached",),
+        applied=partial(_in_each, partial(_use_any_connection, "fill_multi")),
+        most_switches=2,
+    ),
+    Mutation(
+        "the format's version stands in the key",
+        Scenario(("move",), warm=True),
+        "stale read",
+        backends=("memcached", "redis"),
+        each={0: {"key_prefix": "2:"}},  # the writer is of the next release, its readers are not
+    ),
+    Mutation(
+        "no row of invalidations",
+        Scenario(("move", "resolve"), faults=frozenset({"lose fence", "crash"})),
+        "stale rest",
+        applied=lambda _world: mock.patch.object(Invalidations, "record", lambda *_: None),
+    ),
+    Mutation(
+        "whoever waits for a flight takes its answer, whenever it began",
+        Scenario(("resolve", "resolve", "prune", "resolve"), processes=(0, 0, 1, 2)),
+        "stale read",
+        applied=lambda _world: mock.patch.object(read_through, "beginning", lambda: 0),
+        most_switches=2,
+    ),
+    Mutation(
+        "a delivery removes fences",
+        Scenario(("deliver", "move", "resolve"), left_over=True),
+        "backward read",
+        applied=partial(_in_each, _remove_fences_too),
+    ),
+]

@@ -1,0 +1,205 @@
+"""Cell directories that stand for processes, with a stop before each step that others could notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from cellcache import CellDirectory, Settings, invalidations
+from cellcache.backends.node import Node
+from cellcache.flights import Flight, Flights
+from cellcache.protocol import Fence
+from cellcache.store import Store
+from tests.interleavings.scheduler import Kind, Operation, current, stop
+
+REQUESTS = ("lookup", "lookup_multi", "fill_multi", "fence_multi", "settle_multi", "invalidate_multi")
+
+
+class RowLock:
+    """Who is between the beginning of a write and its end.
+
+    On SQLite a writer waits there for any other; on MariaDB and PostgreSQL it waits, one statement later, for those
+    that hold the same row. A schedule has one row, so in all three the next to wait is the next to write.
+    """
+
+    def __init__(self) -> None:
+        self.holder: Operation | None = None
+
+    def is_free(self) -> bool:
+        return self.holder is None
+
+
+class Process:
+    """One cellcache process. Each of its operations runs in a thread of its own, which keeps its connections."""
+
+    def __init__(self, settings: Settings, lock: RowLock, threads: int) -> None:
+        self.directory = CellDirectory(settings)  # not `open`: its background thread would go by the clock
+        self.directory._cells.refresh()
+        self.threads: list[Executor] = [ThreadPoolExecutor(1) for _ in range(threads)]
+        stop_at_statements(self.directory._store, lock)
+        if self.nodes:
+            _stop_at_requests(self.directory, "poll")
+            for node in self.nodes:
+                _stop_at_wire(node)
+        else:
+            _stop_at_requests(self.directory, "cache")
+            held = self.directory._held
+            self.directory._held = lambda key: _after_stop("cache", "look into the memory", lambda: held(key))
+        self.connect()
+
+    @property
+    def nodes(self) -> list[Node[Any]]:
+        backend: Any = self.directory._backend
+        nodes: list[Node[Any]] = getattr(backend, "_nodes", None) or [getattr(backend, "_node", None)]
+        return [node for node in nodes if node is not None]
+
+    def connect(self) -> None:
+        """Let each thread have a connection that lives, so that no operation spends its first step on that."""
+        for node in self.nodes:
+            for thread in self.threads:
+                assert thread.submit(node.idle_connection).result() is not None
+
+    def close(self) -> None:
+        for thread in self.threads:
+            thread.shutdown()
+        self.directory.close()
+
+
+@contextmanager
+def stops_in_flights() -> Iterator[None]:
+    """Stop where the threads of one process meet; and let rows be delivered as soon as they are committed."""
+    join, end, land = Flights.join, Flights.end, Flight.land
+    wait: Callable[[Flight[Any], float], Any] = Flight.wait
+
+    def stop_and_join(flights: Flights[Any], key: str, *, lead: bool) -> tuple[Flight[Any], bool]:
+        return _after_stop("flight", "join a flight", lambda: join(flights, key, lead=lead))
+
+    def stop_and_end(flights: Flights[Any], key: str, flight: Flight[Any]) -> None:
+        _after_stop("flight", "end the flight", lambda: end(flights, key, flight))
+
+    def stop_and_land(flight: Flight[Any], answer: Any) -> None:
+        _after_stop("flight", "land", lambda: land(flight, answer))
+
+    def stop_and_wait(flight: Flight[Any], limit_s: float) -> Any:
+        stop("flight", "wait for the flight", flight._landed.is_set)
+        return wait(flight, limit_s)
+
+    with (
+        mock.patch.object(Flights, "join", stop_and_join),
+        mock.patch.object(Flights, "end", stop_and_end),
+        mock.patch.object(Flight, "land", stop_and_land),
+        mock.patch.object(Flight, "wait", stop_and_wait),
+        mock.patch.object(invalidations, "GRACE_S", 0.0),
+    ):
+        yield
+
+
+def _put_before(owner: object, name: str, work: Callable[[], None]) -> None:
+    """Let a method do something else first."""
+    method = getattr(owner, name)
+
+    def both(*arguments: Any, **more: Any) -> Any:
+        work()
+        return method(*arguments, **more)
+
+    setattr(owner, name, both)
+
+
+def _after_stop(kind: Kind, label: str, work: Callable[[], Any]) -> Any:
+    stop(kind, label)
+    return work()
+
+
+def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
+    backend = directory._backend
+
+    def stopping(name: str, request: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def ask(what: Any) -> Any:
+            stop(kind, name)
+            answer = request(what)
+            operation = current()
+            if operation is not None and name == "fence_multi":
+                fences: list[Fence | None] = answer
+                operation.unfenced = None in fences
+            return answer
+
+        return ask
+
+    for name in REQUESTS:
+        setattr(backend, name, stopping(name, getattr(backend, name)))
+    directory._lookup = backend.lookup
+
+
+def _stop_at_wire(node: Node[Any]) -> None:
+    dial = node._dial
+
+    def stopping(request: Callable[..., Any]) -> Callable[..., Any]:
+        def send(message: bytes, *rest: Any, **more: Any) -> Any:
+            stop("cache", _words(message))
+            return request(message, *rest, **more)
+
+        return send
+
+    def dial_and_stop() -> Any:
+        connection = dial()
+        for name in ("send", "ask"):
+            setattr(connection, name, stopping(getattr(connection, name)))
+        return connection
+
+    node._dial = dial_and_stop
+
+
+def _words(message: bytes) -> str:
+    """Tell a request by its command: memcached's first word; what stands behind Redis' first length."""
+    return (message.split(b"\r\n")[2] if message.startswith(b"*") else message.split()[0]).decode()
+
+
+def stop_at_statements(store: Store, lock: RowLock) -> None:
+    """Stop before each statement and each commit, and keep track of the lock."""
+    reading, writing = store._reading, store._writing
+
+    def begin(_connection: Connection) -> None:
+        stop("begin", "BEGIN", lock.is_free)
+        lock.holder = current()
+
+    def roll_back(_connection: Connection) -> None:
+        operation = current()
+        if operation is not None:
+            operation.rolled_back = True
+
+    def write(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("BEGIN"):  # SQLite's, in which a writer waits for any other
+            begin(connection)
+        else:
+            stop("local", statement.split()[0])
+
+    def read(_c: Connection, _cursor: object, statement: str, *_: object) -> None:
+        verb = statement.split()[0]
+        if "cache_invalidation" in statement:
+            stop("rows", f"{verb} invalidations", lock.is_free if verb != "SELECT" else lambda: True)
+        else:
+            stop("read" if "FROM instance_mapping" in statement else "local", verb)
+
+    def hurry(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = OFF")
+        cursor.close()
+
+    _put_before(writing.dialect, "do_commit", lambda: stop("commit", "COMMIT"))
+    for look_up in ("cell_of", "cells_of"):  # one statement each, which SQLAlchemy's events do not see
+        _put_before(store, look_up, lambda: stop("read", "SELECT"))
+    event.listen(writing, "rollback", roll_back)
+    event.listen(writing, "before_cursor_execute", write)
+    event.listen(reading, "before_cursor_execute", read)
+    if writing.dialect.name == "sqlite":
+        event.listen(reading, "connect", hurry)
+        event.listen(writing, "connect", hurry)
+    else:
+        event.listen(writing, "begin", begin)
