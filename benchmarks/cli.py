@@ -21,7 +21,7 @@ from benchmarks.progress import Progress
 from benchmarks.report import write
 from benchmarks.report.terminal import show_case, show_goals
 from benchmarks.results import Results
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import BY_OPTION, SCENARIOS
 from benchmarks.world import World
 from tests.servers import Kind, missing
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 @app.command()
 def run(
-    scenarios: Annotated[str, typer.Option(help=f"Some of {','.join(SCENARIOS)}; all if empty.")] = "",
+    scenarios: Annotated[str, typer.Option(help=f"Some of {','.join(SCENARIOS)}; all but nova if empty.")] = "",
     contenders: Annotated[str, typer.Option(help="Some of the contenders' keys; all if empty.")] = "",
     rows: Annotated[int | None, typer.Option(help="Rows in the table, and entries in each cache.")] = None,
     sizes: Annotated[str, typer.Option(help="Instances at once, such as 1,100,1000.")] = "",
@@ -49,15 +49,17 @@ def run(
     seed: Annotated[int, typer.Option(help="Of the instances and of every choice.")] = _DEFAULTS.seed,
     quick: Annotated[bool, typer.Option("--quick", help="Show that it works; the figures mean little.")] = False,
     large: Annotated[bool, typer.Option("--large", help="Also a table of 10 million rows.")] = False,
+    nova: Annotated[bool, typer.Option("--nova", help="Also OpenStack Nova, installed into .venv-nova.")] = False,
     output: Annotated[Path, typer.Option(help="The folder for the results.")] = _DEFAULTS.output,
 ) -> None:
     """Measure what a lookup costs, beside everything one could use instead."""
     options = Options(seed=seed, output=output)
     options = options.quick() if quick else options
     options = options.large() if large else options
+    chosen = _chosen("--scenarios", scenarios, list(SCENARIOS)) or tuple(set(SCENARIOS) - set(BY_OPTION))
     options = replace(
         options,
-        scenarios=_chosen("--scenarios", scenarios, list(SCENARIOS)),
+        scenarios=tuple(name for name in SCENARIOS if name in chosen or (nova and name == "nova")),
         contenders=_chosen("--contenders", contenders, [contender.key for contender in CONTENDERS]),
         rows=rows or options.rows,
         rounds=rounds or options.rounds,
@@ -83,16 +85,15 @@ def measure(options: Options, console: Console) -> Results:
     began = time.monotonic()
     settings = {**asdict(options), "output": options.output.name}
     results = Results(machine(), versions(), settings)
-    chosen = [name for name in SCENARIOS if not options.scenarios or name in options.scenarios]
     with (
-        Progress(console, len(chosen)) as progress,
+        Progress(console, len(options.scenarios)) as progress,
         World(options.seed, progress.step, buffer_pool_gb=6 if max(options.growth) > 2_000_000 else 1) as world,
         contextlib.closing(Bench(options, world, progress)) as bench,
     ):
         for reason in bench.left_out:
             console.print(reason)
         results.left_out = bench.left_out
-        for name in chosen:
+        for name in options.scenarios:
             title, scenario = SCENARIOS[name]
             progress.scenario(title)
             for case in scenario(bench):

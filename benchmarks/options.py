@@ -11,7 +11,7 @@ from typing import Self
 class Options:
     """The defaults are those of `make bench`: some minutes on two cores."""
 
-    scenarios: tuple[str, ...] = ()  # all
+    scenarios: tuple[str, ...] = ()
     contenders: tuple[str, ...] = ()  # all
     rows: int = 200_000  # of the table and in the caches: they do not fit the processor's own
     sizes: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)  # instances at once

@@ -44,6 +44,9 @@ class Progress:
         self._console.print(f"[bold]{title}[/]")
         self._began = time.monotonic()
 
+    def say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
     def scenario_done(self) -> None:
         self._bars.advance(self._whole)
         self._console.print(f"took {time.monotonic() - self._began:.0f} s\n", style="dim")

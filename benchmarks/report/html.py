@@ -37,7 +37,7 @@ _TITLES = {
     "zipf": "Favourites and small caches",
     "fleet": "A fleet's cold start",
     "growth": "A table that grows",
-    "nova": "OpenStack Nova",
+    "nova": "OpenStack Nova's own",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.results import Case
-from benchmarks.scenarios import bulk, growth, hit, memory, miss, nodes, processes, request, threads, write, zipf
+from benchmarks.scenarios import bulk, growth, hit, memory, miss, nodes, nova, processes, request, threads, write, zipf
 
 Scenario = Callable[[Bench], Iterator[Case]]
 
@@ -26,4 +26,8 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "zipf": (zipf.TITLE, zipf.run),
     "fleet": (processes.TITLE_FLEET, processes.run_fleet),
     "growth": (growth.TITLE, growth.run),
+    "nova": (nova.TITLE, nova.run),
 }
+
+BY_OPTION = ("nova",)
+"""Those that run only if they are asked for: they install what is no business of ours."""
