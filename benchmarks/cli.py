@@ -74,17 +74,18 @@ def run(
         for reason in absent:
             console.print(reason, soft_wrap=True)
         raise typer.Exit(1)
-    results = measure(options, console)
-    show_goals(console, outcomes(results))
-    for path in write(results, options.output):
-        console.print(path, soft_wrap=True)
+    results = Results(machine(), versions(), {**asdict(options), "output": options.output.name})
+    try:
+        measure(options, console, results)
+    finally:  # whatever ends a run, what it has found by then is kept
+        show_goals(console, outcomes(results))
+        for path in write(results, options.output):
+            console.print(path, soft_wrap=True)
 
 
-def measure(options: Options, console: Console) -> Results:
-    """Run the scenarios and return what they found."""
+def measure(options: Options, console: Console, results: Results) -> None:
+    """Run the scenarios and add what they find to the results."""
     began = time.monotonic()
-    settings = {**asdict(options), "output": options.output.name}
-    results = Results(machine(), versions(), settings)
     with (
         Progress(console, len(options.scenarios)) as progress,
         World(options.seed, progress.step, buffer_pool_gb=6 if max(options.growth) > 2_000_000 else 1) as world,
@@ -99,9 +100,8 @@ def measure(options: Options, console: Console) -> Results:
             for case in scenario(bench):
                 results.cases.append(case)
                 show_case(console, case)
+                results.took_s = time.monotonic() - began
             progress.scenario_done()
-    results.took_s = time.monotonic() - began
-    return results
 
 
 def _chosen(option: str, text: str, known: list[str]) -> tuple[str, ...]:
