@@ -3,13 +3,14 @@
 VENV   := .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+MINUTES := 10
 EXTRAS := redis,postgresql,test
 CODE   := cellcache backends migrations tests benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons soak bench bench-quick pylibmc clean
+.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons soak bench bench-quick pylibmc soak clean
 
 help:  ## List what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -70,6 +71,9 @@ pylibmc: $(VENV)/.installed-for-bench
 	@$(BIN)/python -c 'import pylibmc' 2>/dev/null \
 	    || { sh tests/apt_install.sh gcc libc6-dev libmemcached-dev python3-dev zlib1g-dev && $(PIP) pylibmc; } \
 	    || echo "pylibmc could not be installed; the benchmarks leave it out"
+
+soak: $(VENV)/.installed-for-tests servers  ## Ten minutes under faults, or MINUTES=60; the report is in soak-results/
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --report soak-results
 
 clean:  ## Remove the environments and whatever was built
 	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
