@@ -23,20 +23,21 @@ class LocalLayer:
         self._ttl_s = ttl_s
         self._most = max_entries
         self._lock = threading.Lock()
+        self._drops = 0
 
     @property
     def errors(self) -> int:
         return self._backend.errors
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
-        asked_at = monotonic()
+        asked_at, drops = monotonic(), self._drops
         entry = self._backend.lookup(key)
         if isinstance(entry, bytes):
-            self._hold([(key, entry)], asked_at)
+            self._hold([(key, entry)], asked_at, drops)
         return entry
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
-        asked_at = monotonic()
+        asked_at, drops = monotonic(), self._drops
         answers: dict[str, bytes | Lease | Absent] = {}
         for key in keys:
             held = self.held.get(key)
@@ -45,7 +46,7 @@ class LocalLayer:
         rest = [key for key in keys if key not in answers]
         if rest:
             asked = dict(zip(rest, self._backend.lookup_multi(rest), strict=True))
-            self._hold([(key, entry) for key, entry in asked.items() if isinstance(entry, bytes)], asked_at)
+            self._hold([(key, entry) for key, entry in asked.items() if isinstance(entry, bytes)], asked_at, drops)
             answers |= asked
         return [answers[key] for key in keys]
 
@@ -78,8 +79,14 @@ class LocalLayer:
         self.held.clear()
         self._backend.close()
 
-    def _hold(self, entries: Iterable[tuple[str, bytes]], asked_at: float) -> None:
+    def _hold(self, entries: Iterable[tuple[str, bytes]], asked_at: float, drops: int) -> None:
+        """Hold answers, unless a write of this process has dropped any since they were asked for.
+
+        They might be from before that write, whose caller has been told by now that it is done.
+        """
         with self._lock:
+            if drops != self._drops:
+                return
             for key, entry in entries:
                 self.held.pop(key, None)
                 self.held[key] = (entry, asked_at + self._ttl_s)
@@ -88,5 +95,6 @@ class LocalLayer:
 
     def _drop(self, keys: Iterable[str]) -> None:
         with self._lock:
+            self._drops += 1
             for key in keys:
                 self.held.pop(key, None)
