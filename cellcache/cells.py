@@ -13,6 +13,7 @@ from cellcache.codec import encode
 from cellcache.config import CellsSettings, DatabaseSettings
 from cellcache.database import open_engine
 from cellcache.errors import CellNotFound
+from cellcache.flights import beginning
 from cellcache.model import CellMapping
 from cellcache.store import Store
 
@@ -29,22 +30,33 @@ class Cells:
         self._by_uuid: dict[str, CellMapping] = {}
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._refresh_began = 0
 
     def get(self, cell_uuid: str) -> CellMapping:
         """Return the cell; where it is not known, after one SQL read. Raises CellNotFound."""
         cell = self._by_uuid.get(cell_uuid)
         if cell is None:
-            self.refresh()
+            self._refresh_since(beginning())
             cell = self._by_uuid.get(cell_uuid)
         if cell is None:
             raise CellNotFound(cell_uuid)
         return cell
 
+    def _refresh_since(self, began: int) -> None:
+        """Read all cells again, unless another thread does or did so that began later: all threads of a new process
+        come here at once.
+        """
+        with self._refreshing:
+            if self._refresh_began < began:
+                self.refresh()
+
     def refresh(self) -> None:
         """Read all cells again; connections to a database that no cell names any more are closed."""
+        refresh_began = beginning()
         cells = {cell.uuid: cell for cell in self._store.cells()}
         with self._lock:
-            self._by_uuid = cells
+            self._by_uuid, self._refresh_began = cells, refresh_began
             by_value: dict[object, CellMapping] = {encode(uuid): cell for uuid, cell in cells.items()}
             self.by_value.update(by_value)
             for value in self.by_value.keys() - by_value.keys():
@@ -69,7 +81,7 @@ class Cells:
             return engine
 
     def forget_connections(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._refreshing = threading.Lock(), threading.Lock()
         for engine in self._engines.values():
             engine.dispose(close=False)
 

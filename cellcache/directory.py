@@ -38,9 +38,11 @@ from cellcache.protocol import Held, NodeStatus
 from cellcache.purge import Progress, PruneReport, Purge
 from cellcache.read_through import ReadThrough
 from cellcache.region import demand_support, open_region
+from cellcache.rows import batches, now
 from cellcache.statistics import Counters, Statistics
-from cellcache.store import Invalidation, Store, Transaction, Waiting, batches, now
+from cellcache.store import Invalidation, Store, Waiting
 from cellcache.texts import LONGEST_NAME, LONGEST_URL, demand_text
+from cellcache.transaction import Transaction
 from cellcache.write_through import TRIES, Changes, WriteThrough
 
 log = logging.getLogger(__name__)

@@ -64,6 +64,9 @@ class Flights(Generic[T]):
             flight = self._flights[key] = Flight()
             return flight, True
 
+    def current(self, key: str) -> Flight[T] | None:
+        return self._flights.get(key)
+
     def end(self, key: str, flight: Flight[T]) -> None:
         """Let the next who misses begin a flight of its own. Called before the flight lands."""
         with self._lock:

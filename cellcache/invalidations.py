@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from cellcache.errors import CellCacheError
 from cellcache.protocol import CoherentBackend
-from cellcache.store import Store, Transaction
+from cellcache.store import Store
+from cellcache.transaction import Transaction
 
 log = logging.getLogger(__name__)
 

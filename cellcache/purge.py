@@ -17,7 +17,9 @@ from cellcache.cells import Cells
 from cellcache.database import translated
 from cellcache.errors import InvalidValue, PruneRefused
 from cellcache.model import CellMapping, InstanceMapping
-from cellcache.store import IN_ONE_STATEMENT, Store, Transaction, batches, now
+from cellcache.rows import IN_ONE_STATEMENT, batches, now
+from cellcache.store import Store
+from cellcache.transaction import Transaction
 from cellcache.write_through import Changes, WriteThrough
 
 _instances = table("instances", column("uuid", String(36)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Collection, Mapping
 
 from cellcache.cells import Cells
@@ -16,6 +17,9 @@ from cellcache.statistics import Counters
 from cellcache.store import Store
 
 Entry = bytes | Lease | Absent
+
+_PAUSES_S = (0.001, 0.002, 0.004, 0.008, 0.016)
+"""How long a reader without the lease waits, in all, for the one who holds it: a read takes a millisecond or so."""
 
 
 def jittered(ttl_s: float) -> float:
@@ -91,29 +95,22 @@ class ReadThrough:
         """Return what the table says, read once for all threads that ask at the same time."""
         began = beginning()
         while True:
-            lease = entry if isinstance(entry, Lease) else None
-            flight, leading = self._flights.join(key, lead=lease is not None)
+            flight, leading = self._flights.join(key, lead=isinstance(entry, Lease))
             if leading:
-                return self._fetch(key, lease, flight)
+                return self._fetch(key, entry, flight)
             cell_uuid = flight.wait(self._longest_flight_s)
             if flight.began > began:
                 return cell_uuid
             # The flight may have read the row before a write that returned before we began. If so, that write took
             # away the flight's lease: what the cache holds now is right, and mostly it is the flight's answer.
-            again = self._backend.lookup(key)
-            if not isinstance(again, bytes):
-                entry = again
-                continue
-            try:
-                return decode(again)
-            except Undecodable:
-                entry = self._discard(key)
+            now_there = self._look_again(key)
+            if isinstance(now_there, bytes):
+                return decode(now_there)
+            entry = now_there
 
-    def _fetch(self, key: str, lease: Lease | None, flight: Flight[str | None]) -> str | None:
+    def _fetch(self, key: str, entry: Lease | Absent, flight: Flight[str | None]) -> str | None:
         try:
-            cell_uuid = self._store.cell_of(key)
-            if lease is not None:
-                self._fill({key: (lease, cell_uuid)})
+            cell_uuid = self._answer(key, entry, flight)
         except BaseException as error:
             self._flights.end(key, flight)
             flight.fail(error)
@@ -121,6 +118,35 @@ class ReadThrough:
         self._flights.end(key, flight)
         flight.land(cell_uuid)
         return cell_uuid
+
+    def _answer(self, key: str, entry: Lease | Absent, flight: Flight[str | None]) -> str | None:
+        for pause_s in _PAUSES_S:
+            if entry is not Absent.LEASED:
+                break
+            # Another reader is fetching it, in this process or elsewhere, and will be done in a moment: if every one
+            # of a fleet that looks for a hot instance read it for itself, the database would have it all at once.
+            time.sleep(pause_s)
+            newer = self._flights.current(key)
+            if newer is not None and newer is not flight:  # that reader is of this process, and began after us
+                return newer.wait(self._longest_flight_s)
+            now_there = self._look_again(key)
+            if isinstance(now_there, bytes):
+                return decode(now_there)
+            entry = now_there
+        cell_uuid = self._store.cell_of(key)
+        if isinstance(entry, Lease):
+            self._fill({key: (entry, cell_uuid)})
+        return cell_uuid
+
+    def _look_again(self, key: str) -> Entry:
+        """Ask the cache once more; bytes that come back from here can be decoded."""
+        entry = self._backend.lookup(key)
+        if isinstance(entry, bytes):
+            try:
+                decode(entry)
+            except Undecodable:
+                return self._discard(key)
+        return entry
 
     def _fill(self, answers: Mapping[str, tuple[Lease, str | None]]) -> None:
         fills = [

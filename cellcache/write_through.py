@@ -12,7 +12,8 @@ from cellcache.invalidations import Invalidations
 from cellcache.protocol import CoherentBackend, Fence, Settlement
 from cellcache.read_through import jittered
 from cellcache.statistics import Counters
-from cellcache.store import Store, Transaction, TransactionBroken
+from cellcache.store import Store
+from cellcache.transaction import Transaction, TransactionBroken
 
 R = TypeVar("R")
 

@@ -15,7 +15,7 @@ from cellcache.cli.exits import ExitCode, UsageProblem, complain
 from cellcache.cli.render import print_fields, print_json, print_line, print_table, progress
 from cellcache.directory import CellDirectory
 from cellcache.errors import DatabaseUnavailable
-from cellcache.store import now
+from cellcache.rows import now
 
 invalidations_app = typer.Typer(name="invalidations", help="What the cache must still forget: list it, deliver it.")
 
