@@ -12,7 +12,7 @@ TITLE_HITS = "processes that share a cache"
 TITLE_FLEET = "a fleet that starts with a cold cache"
 _HITTING = ("cellcache.memcached", "pymemcache.client", "dogpile.pymemcache")
 _STARTING = ("cellcache.memcached", "cellcache.redis", "dogpile.pymemcache", "dogpile.redis")
-_HITS_EACH = 2_000
+_HITS_EACH = 1_000
 _ROUNDS = 10
 _COLD_KEYS = 2_000
 
@@ -24,7 +24,7 @@ def run_hits(bench: Bench) -> Iterator[Case]:
     places = {contender.key: bench.loaded(contender).place for contender in contenders}
     titles = {contender.key: contender.title for contender in contenders}
     rounds = min(_ROUNDS, bench.options.rounds)
-    each = _HITS_EACH if rounds == _ROUNDS else _HITS_EACH // 10
+    each = _HITS_EACH if rounds == _ROUNDS else _HITS_EACH // 5
     lanes = [(key, size) for key in places for size in bench.options.processes]
     times: dict[tuple[str, int], list[float]] = {lane: [] for lane in lanes}
     calls: dict[tuple[str, int], list[float]] = {lane: [] for lane in lanes}

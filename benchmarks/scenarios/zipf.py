@@ -23,8 +23,7 @@ _UNIVERSE = 50_000
 _EXPONENT = 0.9
 _MEGABYTES = (2, 4, 8, 16)
 _SHARES = (0.01, 0.05, 0.2, 1.0)
-_WARM = 10_000
-_COUNTED = 4_000
+_COUNTED = 2_000
 
 
 def run(bench: Bench) -> Iterator[Case]:
@@ -64,7 +63,7 @@ def _case(
             opened.store(bench.instances, range(universe - 1, -1, -1))  # the favourites last
             lookup = opened.operation("lookup")
             counted = max(200, int(_COUNTED * min(1.0, bench.options.batch_s / 0.01)))
-            for asked in favourites.next(2 * counted):
+            for asked in favourites.next(counted):
                 lookup(asked)
             before = statements.read().statements
             for asked in favourites.next(counted):
