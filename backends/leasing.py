@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import abc
 import json
+import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,6 +35,7 @@ class _Miss(NamedTuple):
 class _Misses(threading.local):
     def __init__(self) -> None:
         self.of: dict[str, _Miss] = {}
+        self.overflowed_at = -math.inf  # when some of them had to be forgotten
 
 
 def checked_value(value: bytes) -> bytes:
@@ -39,6 +43,18 @@ def checked_value(value: bytes) -> bytes:
     if not value or value.startswith(MARK):
         raise ValueError("a cached value must not be empty nor begin with a zero byte: those are leases and fences")
     return value
+
+
+_backends: weakref.WeakSet[LeasingBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a child process: whoever uses these backends, none may use the parent's connections."""
+    for backend in list(_backends):
+        backend.forget_connections()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class LeasingBackend(BytesBackend, abc.ABC):
@@ -51,6 +67,7 @@ class LeasingBackend(BytesBackend, abc.ABC):
         self.lease_ttl_s: float = arguments.get("lease_ttl_s", 5.0)
         self.fence_ttl_s: float = arguments.get("fence_ttl_s", 60.0)
         self._misses = _Misses()
+        _backends.add(self)
 
     @staticmethod
     def serializer(value: Any) -> bytes:
@@ -71,6 +88,9 @@ class LeasingBackend(BytesBackend, abc.ABC):
 
     @abc.abstractmethod
     def invalidate_multi(self, keys: Sequence[str]) -> list[bool]: ...
+
+    @abc.abstractmethod
+    def forget_connections(self) -> None: ...
 
     @abc.abstractmethod
     def store_multi(self, values: Mapping[str, bytes]) -> None:
@@ -99,6 +119,7 @@ class LeasingBackend(BytesBackend, abc.ABC):
             return NO_VALUE
         while len(misses) >= _MOST_REMEMBERED:
             del misses[next(iter(misses))]
+            self._misses.overflowed_at = time.monotonic()
         lease = entry if isinstance(entry, Lease) else None
         misses[key] = _Miss(lease, time.monotonic() + self.lease_ttl_s, repeated=False)
         return NO_VALUE
@@ -112,13 +133,18 @@ class LeasingBackend(BytesBackend, abc.ABC):
         for key, value in mapping.items():
             miss = self._misses.of.pop(key, None)
             if miss is None:
-                stores[key] = checked_value(value)
+                if not self._may_have_forgotten():
+                    stores[key] = checked_value(value)
             elif miss.lease is not None:
                 fills.append(Fill(key, miss.lease, checked_value(value), ttl_s))
         if fills:
             self.fill_multi(fills)
         if stores:
             self.store_multi(stores)
+
+    def _may_have_forgotten(self) -> bool:
+        """A `set` without a miss in front of it may be the fill of a miss that this thread had to forget."""
+        return time.monotonic() < self._misses.overflowed_at + self.fence_ttl_s
 
     def delete(self, key: str) -> None:
         self.delete_multi([key])
