@@ -1,6 +1,6 @@
 """One cache server as this process sees it: a connection per thread, and whether to try at all.
 
-A connection belongs to one thread and to one generation of the node. Any failure begins a new generation, which
+A connection belongs to one thread and to one generation of the node. Any failed request begins a new generation, which
 retires the other threads' connections too: after a restart they are all dead, and were each thread to find that
 out for itself, each would open the breaker once more.
 """
@@ -83,6 +83,7 @@ class Node(Generic[Connection]):
         return self._dial()
 
     def forget_connections(self) -> None:
+        self.errors = 0
         self._lock = threading.Lock()
         self._breaker.forget_lock()
         self._local = threading.local()
