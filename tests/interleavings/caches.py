@@ -83,7 +83,8 @@ class MemoryCache(Cache):
         self._insider = MemoryBackend({"name": name})
 
     def raw(self, key: str) -> bytes | None:
-        return self._insider._standing(key, 0.0)
+        raw: bytes | None = self._insider._standing(key, 0.0)
+        return raw
 
     def evict(self, key: str) -> None:
         self._insider._store.entries.pop(key, None)
@@ -159,9 +160,9 @@ class MemcachedCache(Cache):
 
     def restart(self) -> None:
         self._start_again()
-        missing = self._began_at - self._token()
-        self._socket.sendall(b"ms probe 1 q\r\nx\r\n" * (missing - 1))
-        assert self._token() == self._began_at
+        while (missing := self._began_at - self._token()) > 0:
+            self._socket.sendall(b"ms probe 1 q\r\nx\r\n" * (missing - 1))
+        assert missing == 0
 
     def close(self) -> None:
         self._socket.close()

@@ -10,14 +10,13 @@ dying there is dying before the next step that somebody could notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tests.interleavings.caches import Entry
 from tests.interleavings.checks import History, Property, Writer
 from tests.interleavings.operations import READS
-from tests.interleavings.scheduler import Operation
 from tests.interleavings.world import Scenario, World
 
 Verb = Literal["go", "crash", "evict", "restart"]
@@ -46,6 +45,9 @@ class Footprint(NamedTuple):
         )
 
 
+NOTHING = Footprint(frozenset(), frozenset())
+
+
 class Run:
     """One schedule under way."""
 
@@ -55,7 +57,8 @@ class Run:
         self.broken_at: dict[Property, list[str]] = {}  # the way to where each property broke first
         self._world = world
         self._operations = world.begin(scenario)
-        self._faults = set(scenario.faults)
+        self._faults = set(scenario.faults)  # those that are still to come
+        self._disturbed = False
         processes = scenario.processes or tuple(range(len(self._operations)))
         self._alone = [processes.count(process) == 1 for process in processes]
         self._floors: dict[int, tuple[int, int]] = {}
@@ -118,8 +121,7 @@ class Run:
         """Deliver what waits, and judge the state at rest."""
         dead = [operation for operation in self._operations if operation.abandoned]
         waiting = self._world.deliver(dead)
-        undisturbed = self._faults == self.scenario.faults
-        self.history.rest(self._world.peek(), waiting, undisturbed=undisturbed)
+        self.history.rest(self._world.peek(), waiting, undisturbed=not self._disturbed)
         self._note_broken()
         return self.history
 
@@ -138,8 +140,8 @@ class Run:
     def _go(self, at: int) -> tuple[set[str], set[str]]:
         operation, history = self._operations[at], self.history
         step = operation.next
-        assert step is not None
-        assert step.enabled()
+        if step is None or not step.enabled():
+            raise AssertionError(f"the same decisions have led elsewhere: {' > '.join(self.trace)}")
         read, written = set[str](), set[str]()
         if operation.steps == 0:
             self._floors[at] = (history.wrote, history.seen)
@@ -188,6 +190,7 @@ class Run:
 
     def _spend(self, action: Action, entry: Entry) -> None:
         """Each fault happens once."""
+        self._disturbed = True
         if action.verb == "evict":
             self._faults.discard("lose fence" if entry.kind == "fence" and self._was_lost(entry) else "evict")
         else:
@@ -219,6 +222,25 @@ class Run:
 
     def _name(self, at: int) -> str:
         return f"{self._operations[at].name} {at + 1}"
+
+
+Way = Sequence[tuple[int, str | Sequence[str] | None] | Verb]
+"""One schedule in parts: an operation up to a step of that name (or one of those), or to its end for None, or until
+it "dies"; or a fault."""
+
+
+def follow(run: Run, way: Way) -> None:
+    for part in way:
+        if isinstance(part, str):
+            run.take(Action(part))
+            continue
+        at, until = part
+        if until == "dies":
+            run.take(Action("crash", at))
+            continue
+        ends = {None, *([until] if isinstance(until, str) else until or ())}
+        while run.next_label(at) not in ends:
+            run.take(Action("go", at))
 
 
 @dataclass
@@ -263,7 +285,7 @@ class _Node:
     asleep: dict[Action, Footprint]  # what would only lead to states that are known by now
     stay: Action | None  # the next step of the operation that went last, if it can go on
     switches_before: int
-    footprint: Footprint = Footprint(frozenset(), frozenset())
+    footprint: Footprint = NOTHING
 
     @property
     def switches(self) -> int:
@@ -271,18 +293,23 @@ class _Node:
 
 
 def walk(
-    begin: Callable[[], Run], *, reduce: bool = True, most_switches: int | None = None, until: Property | None = None
+    world: World,
+    scenario: Scenario,
+    *,
+    reduce: bool = True,
+    most_switches: int | None = None,
+    until: Callable[[Report], bool] | None = None,
 ) -> Report:
     """Run every schedule, each from its beginning.
 
     Without `reduce`, orders that differ in nothing are run as well. With `most_switches`, only those in which
     something else happens at most so often while an operation could go on (and nothing is reduced: the two do not go
-    together). `until` ends the walk where that property breaks.
+    together). `until` ends the walk early.
     """
     reduce = reduce and most_switches is None
     report, path = Report(), list[_Node]()
     while True:
-        run = begin()
+        run = Run(world, scenario)
         for node in path:
             node.footprint = run.take(node.action)
         while choices := run.choices():
@@ -307,7 +334,7 @@ def walk(
         else:
             run.give_up()
             report.cut += 1
-        if until is not None and until in report.broken:
+        if until is not None and until(report):
             return report
         while path and not path[-1].to_do:
             path.pop()

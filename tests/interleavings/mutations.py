@@ -8,10 +8,10 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ContextManager
+from typing import Any
 from unittest import mock
 
 from cellcache import read_through
@@ -19,6 +19,7 @@ from cellcache.codec import FENCE
 from cellcache.invalidations import Invalidations
 from cellcache.protocol import Fence, Fill, Settlement
 from tests.interleavings.checks import Property
+from tests.interleavings.explore import Report, Run, Way, follow, walk
 from tests.interleavings.processes import Process
 from tests.interleavings.scheduler import stop
 from tests.interleavings.world import CellcacheWorld, Scenario
@@ -34,12 +35,27 @@ class Mutation:
     scenario: Scenario
     breaks: Property
     backends: Sequence[str] = EVERYWHERE
-    applied: Callable[[CellcacheWorld], ContextManager[object]] = lambda _world: nullcontext()
+    applied: Callable[[CellcacheWorld], AbstractContextManager[object]] = lambda _world: nullcontext()
     each: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # settings of one process of the world
     most_switches: int | None = None
+    way: Way = ()  # where to go, if walking there takes minutes
 
     def __str__(self) -> str:
         return self.name
+
+    def find(self, world: CellcacheWorld, *, thorough: bool, at_most: int | None = None) -> Report:
+        """Walk until it shows, or go straight to where it does; `at_most` ends the walk after so many schedules."""
+        if self.way and not thorough:
+            report, run = Report(), Run(world, self.scenario)
+            follow(run, self.way)
+            report.add(run, run.conclude())
+            return report
+        return walk(
+            world,
+            self.scenario,
+            most_switches=self.most_switches,
+            until=lambda report: self.breaks in report.broken or report.schedules == at_most,
+        )
 
 
 @contextmanager
@@ -147,7 +163,8 @@ MUTATIONS = [
         "backward read",
         backends=("memcached",),  # on Redis a fence is known by its random mark
         applied=partial(_in_each, partial(_use_any_connection, "settle_multi")),
-        most_switches=2,
+        most_switches=3,
+        way=((0, "settle_multi"), "restart", (1, "INSERT"), (0, None), (1, None)),
     ),
     Mutation(
         "a fill goes over another connection than its lease's",
@@ -156,6 +173,7 @@ MUTATIONS = [
         backends=("memcached",),
         applied=partial(_in_each, partial(_use_any_connection, "fill_multi")),
         most_switches=2,
+        way=((0, "fill_multi"), (1, None), "restart", (2, "join a flight"), (0, None), (2, None)),
     ),
     Mutation(
         "the format's version stands in the key",
@@ -168,14 +186,23 @@ MUTATIONS = [
         "no row of invalidations",
         Scenario(("move", "resolve"), faults=frozenset({"lose fence", "crash"})),
         "stale rest",
-        applied=lambda _world: mock.patch.object(Invalidations, "record", lambda *_: None),
+        applied=lambda _world: mock.patch.object(Invalidations, "record", return_value=None),
     ),
     Mutation(
         "whoever waits for a flight takes its answer, whenever it began",
         Scenario(("resolve", "resolve", "prune", "resolve"), processes=(0, 0, 1, 2)),
         "stale read",
-        applied=lambda _world: mock.patch.object(read_through, "beginning", lambda: 0),
+        applied=lambda _world: mock.patch.object(read_through, "beginning", return_value=0),
         most_switches=2,
+        way=(
+            (0, "end the flight"),
+            (2, None),
+            (3, "SELECT"),
+            (1, "wait for the flight"),
+            (0, None),
+            (1, None),
+            (3, None),
+        ),
     ),
     Mutation(
         "a delivery removes fences",

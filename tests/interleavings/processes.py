@@ -50,8 +50,7 @@ class Process:
                 _stop_at_wire(node)
         else:
             _stop_at_requests(self.directory, "cache")
-            held = self.directory._held
-            self.directory._held = lambda key: _after_stop("cache", "look into the memory", lambda: held(key))
+            _put_before(self.directory, "_held", lambda: stop("cache", "look into the memory"))
         self.connect()
 
     @property
@@ -79,13 +78,16 @@ def stops_in_flights() -> Iterator[None]:
     wait: Callable[[Flight[Any], float], Any] = Flight.wait
 
     def stop_and_join(flights: Flights[Any], key: str, *, lead: bool) -> tuple[Flight[Any], bool]:
-        return _after_stop("flight", "join a flight", lambda: join(flights, key, lead=lead))
+        stop("flight", "join a flight")
+        return join(flights, key, lead=lead)
 
     def stop_and_end(flights: Flights[Any], key: str, flight: Flight[Any]) -> None:
-        _after_stop("flight", "end the flight", lambda: end(flights, key, flight))
+        stop("flight", "end the flight")
+        end(flights, key, flight)
 
     def stop_and_land(flight: Flight[Any], answer: Any) -> None:
-        _after_stop("flight", "land", lambda: land(flight, answer))
+        stop("flight", "land")
+        land(flight, answer)
 
     def stop_and_wait(flight: Flight[Any], limit_s: float) -> Any:
         stop("flight", "wait for the flight", flight._landed.is_set)
@@ -96,7 +98,7 @@ def stops_in_flights() -> Iterator[None]:
         mock.patch.object(Flights, "end", stop_and_end),
         mock.patch.object(Flight, "land", stop_and_land),
         mock.patch.object(Flight, "wait", stop_and_wait),
-        mock.patch.object(invalidations, "GRACE_S", 0.0),
+        mock.patch.object(invalidations, "GRACE_S", -3600.0),
     ):
         yield
 
@@ -110,11 +112,6 @@ def _put_before(owner: object, name: str, work: Callable[[], None]) -> None:
         return method(*arguments, **more)
 
     setattr(owner, name, both)
-
-
-def _after_stop(kind: Kind, label: str, work: Callable[[], Any]) -> Any:
-    stop(kind, label)
-    return work()
 
 
 def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
@@ -178,10 +175,10 @@ def stop_at_statements(store: Store, lock: RowLock) -> None:
         if statement.startswith("BEGIN"):  # SQLite's, in which a writer waits for any other
             begin(connection)
         else:
-            stop("local", statement.split()[0])
+            stop("local", statement.split(maxsplit=1)[0])
 
     def read(_c: Connection, _cursor: object, statement: str, *_: object) -> None:
-        verb = statement.split()[0]
+        verb = statement.split(maxsplit=1)[0]
         if "cache_invalidation" in statement:
             stop("rows", f"{verb} invalidations", lock.is_free if verb != "SELECT" else lambda: True)
         else:

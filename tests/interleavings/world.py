@@ -6,6 +6,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -63,7 +64,7 @@ class Database:
             row = {"instance_uuid": key, "cell_uuid": cell_uuid, "project_id": PROJECT, "created_at": now()}
             self._connection.execute(insert(instance_mapping).values(row))
         if left_over:
-            left = {"instance_uuids": key, "created_at": now(), "deliver_after": now()}
+            left = {"instance_uuids": key, "created_at": now(), "deliver_after": now() - timedelta(hours=1)}
             self._connection.execute(insert(cache_invalidation).values(left))
 
     def cell_of(self, key: str) -> str | None:
@@ -165,13 +166,21 @@ class CellcacheWorld(World):
         limits = {"timeout_s": 20.0, "retry_s": 1e-9, "lease_ttl_s": 600.0, "fence_ttl_s": 6000.0}
         self.processes: list[Process] = []
         for number in range(MOST_OPERATIONS + 1):  # the last one delivers what is left in the end
-            own = {**cache.settings, **limits, "ttl_s": 6000.0, "negative_ttl_s": 6000.0, **(each or {}).get(number, {})}
+            own = {
+                **cache.settings,
+                **limits,
+                "ttl_s": 6000.0,
+                "negative_ttl_s": 6000.0,
+                **(each or {}).get(number, {}),
+            }
             settings = Settings(database={"url": database.url, "timeout_s": 60.0}, cache=own)
             self.processes.append(Process(settings, self.lock, threads=MOST_OPERATIONS if number == 0 else 1))
         self._process_of: dict[Operation, Process] = {}
 
     def prepare(self, scenario: Scenario) -> None:
         self._process_of.clear()
+        for process in self.processes:
+            process.directory._invalidations.forget_parent()
         anew = self.cache.fresh() if "restart" in scenario.faults else False
         if anew or self._broken:
             for process in self.processes:
