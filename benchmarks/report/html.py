@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +88,16 @@ def _sections(results: Results) -> list[Section]:
     sections = []
     for name in names:
         cases = [case for case in results.cases if case.scenario == name]
-        shown = [_shown(case) for case in cases]
+        shown = [each for case in cases for each in (*_derived(case), _shown(case))]
         if name == "bulk" and (derived := plots.per_instance(cases)):
             shown.insert(0, Shown(derived.title, Markup(plots.lines(derived, _ACROSS["bulk"])), None, ""))
         sections.append(Section(name, _TITLES.get(name, name), shown))
     return sections
+
+
+def _derived(case: Case) -> Iterator[Shown]:
+    if derived := plots.hit_ratios(case):
+        yield Shown(derived.title, Markup(plots.lines(derived, _ACROSS[case.scenario])), None, "")
 
 
 def _shown(case: Case) -> Shown:

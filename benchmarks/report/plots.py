@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report.tables import name
 from benchmarks.report.words import amount
@@ -36,6 +36,7 @@ _VARIABLES = {
 _TEXT, _MUTED, _GRID, _OURS, _OTHER, _FLOOR, _SQL, *_LINES = _VARIABLES
 _FLOORS = ("socket", "dict", "row")
 _LOGARITHMIC_FROM = 15.0  # where the largest is so many times the smallest
+_MANY_TICKS_FROM = 300.0
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -102,18 +103,19 @@ def lines(case: Case, across: str) -> str:
     with mpl.rc_context({**_STYLE, "svg.hashsalt": case.key}):
         canvas = Canvas(figsize=(8.6, 3.2), layout="constrained")
         axes = canvas.add_subplot()
-        others = iter(_LINES * 3)
+        colours = _line_colours(contenders)
         for contender in contenders:
             figures = [figure for figure in case.figures if figure.contender == contender]
             places = [variants.index(figure.variant) for figure in figures]
-            ours = contender == contenders[0] and _is_ours(figures[0])
-            colour = _OURS if ours else _SQL if contender.startswith("sql") else next(others)
+            ours = _is_ours(figures[0])
+            colour, dashes = colours[contender]
             low, high = np.transpose([np.percentile(figure.values, [25, 75]) for figure in figures])
             axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(
                 places,
                 [figure.median for figure in figures],
                 color=colour,
+                linestyle=dashes,
                 linewidth=2.4 if ours else 1.6,
                 marker="o",
                 markersize=4.5,
@@ -132,6 +134,24 @@ def lines(case: Case, across: str) -> str:
         return _svg(canvas, case.title)
 
 
+def _line_colours(contenders: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return each contender's colour and dashes; several of a kind share a colour, and differ in their dashes."""
+    dashes = ("-", "--", ":", "-.")
+    taken: dict[str, int] = {}
+    others = 0
+    chosen = {}
+    for contender in contenders:
+        kind = next((name for name in ("cellcache", "sql") if contender.startswith(name)), "")
+        if kind or contender in _FLOORS:
+            colour = {"cellcache": _OURS, "sql": _SQL}.get(kind, _FLOOR)
+            chosen[contender] = colour, dashes[taken.get(colour, 0) % len(dashes)]
+            taken[colour] = taken.get(colour, 0) + 1
+        else:
+            chosen[contender] = _LINES[others % len(_LINES)], dashes[others // len(_LINES) % len(dashes)]
+            others += 1
+    return chosen
+
+
 def _is_ours(figure: Figure) -> bool:
     return figure.contender.startswith("cellcache")
 
@@ -148,6 +168,9 @@ def _write_units(axes: Axes, direction: str, unit: Unit) -> None:
     axis = axes.xaxis if direction == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: _round(value, unit)))
     axis.set_minor_formatter(NullFormatter())
+    if axis.get_scale() == "log":
+        low, high = sorted(axis.get_view_interval())
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high > _MANY_TICKS_FROM * low else (1.0, 2.0, 5.0)))
     axes.grid(axis="x" if direction == "x" else "y", which="major", linewidth=0.8)
     axes.tick_params(axis="x" if direction == "x" else "y", which="both", length=0)
     axis.set_tick_params(labelcolor=_MUTED)
@@ -183,3 +206,15 @@ def per_instance(cases: Sequence[Case]) -> Case | None:
     if not figures:
         return None
     return Case("bulk-per-instance", "bulk", "Time per instance, by how many are asked for at once", "", figures)
+
+
+def hit_ratios(case: Case) -> Case | None:
+    """Return the hit ratios of a case whose lanes have them."""
+    figures = [
+        Figure(figure.key, figure.title, [figure.extra["hit ratio"]])
+        for figure in case.figures
+        if "hit ratio" in figure.extra
+    ]
+    if not figures:
+        return None
+    return Case(f"{case.key}-ratio", case.scenario, f"Hit ratio: {case.title}", "", figures, unit="share")

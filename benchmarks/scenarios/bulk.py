@@ -31,7 +31,7 @@ def bulk(bench: Bench, size: int, nodes: int, scenario: str) -> Iterator[Case]:
 
     yield from bench.compare(
         f"bulk-{size}-nodes-{nodes}",
-        f"{size:,} hits at once, {nodes} memcached node{'s' if nodes > 1 else ''}",
+        f"{size:,} {'hits' if size > 1 else 'hit'} at once, {nodes} memcached {'nodes' if nodes > 1 else 'node'}",
         "lookup_many",
         bench.who_can("lookup_many", ("memcached", "sql"), nodes=nodes),
         lists,
