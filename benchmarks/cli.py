@@ -75,6 +75,7 @@ def run(
             console.print(reason, soft_wrap=True)
         raise typer.Exit(1)
     results = Results(machine(), versions(), {**asdict(options), "output": options.output.name})
+    results.contenders = {one.title: one.how for one in CONTENDERS if one.missing() is None}
     try:
         measure(options, console, results)
     finally:  # whatever ends a run, what it has found by then is kept

@@ -97,6 +97,8 @@ class Results:
     machine: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, Any]
+    contenders: dict[str, str] = field(default_factory=dict)
+    """How each was used, by its title."""
     cases: list[Case] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     took_s: float = 0.0

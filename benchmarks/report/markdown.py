@@ -40,6 +40,10 @@ def _lines(results: Results, outcomes: list[Outcome]) -> Iterator[str]:
     yield "## How to read it"
     yield ""
     yield from (f"- {line}" for line in words.METHOD)
+    yield ""
+    yield "## How each was used"
+    yield ""
+    yield from (f"- {title}: {how}" for title, how in results.contenders.items())
     if results.left_out:
         yield ""
         yield "## Left out"
