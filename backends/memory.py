@@ -8,6 +8,7 @@ Reading takes no lock: a dictionary's `get` is atomic. Every change takes the st
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 import time
@@ -28,6 +29,7 @@ class _Store:
         self.lock = threading.Lock()
 
 
+_next_lease = itertools.count(1).__next__  # one call into C: threads that share a store get different ones
 _named: weakref.WeakValueDictionary[str, _Store] = weakref.WeakValueDictionary()
 _naming = threading.Lock()
 
@@ -133,7 +135,7 @@ class MemoryBackend(LeasingBackend):
     def _value_or_lease(self, key: str, now: float) -> bytes | Lease | Absent:
         standing = self._standing(key, now)
         if standing is None:
-            token = LEASE + secrets.token_bytes(8)
+            token = b"%b%d" % (LEASE, _next_lease())
             self._put(key, token, now + self.lease_ttl_s)
             return Lease(token, self)
         if standing.startswith(MARK):

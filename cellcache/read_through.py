@@ -18,13 +18,13 @@ from cellcache.store import Store
 
 Entry = bytes | Lease | Absent
 
-_PAUSES_S = (0.001, 0.002, 0.004, 0.008, 0.016)
+_PAUSES_S = (0.001, 0.002, 0.002)
 """How long a reader without the lease waits, in all, for the one who holds it: a read takes a millisecond or so."""
 
 
 def jittered(ttl_s: float) -> float:
     """Spread by a tenth, so that what a fleet stored in one minute does not expire in one minute."""
-    return ttl_s * random.uniform(0.9, 1.0)  # noqa: S311
+    return ttl_s * (1.0 - random.random() / 10)  # noqa: S311
 
 
 class ReadThrough:
@@ -85,11 +85,15 @@ class ReadThrough:
         self._counters.hits.add()
         return cell
 
-    def _discard(self, key: str) -> Absent:
-        """Remove an entry that means nothing to us: corrupt, foreign, or naming a cell that is no more."""
+    def _discard(self, key: str) -> Lease | Absent:
+        """Remove an entry that means nothing to us: corrupt, foreign, or naming a cell that is no more.
+
+        Return what its absence brings: most likely the lease to put something better there.
+        """
         self._counters.undecodable.add()
         self._backend.invalidate_multi([key])
-        return Absent.LEASED
+        entry = self._backend.lookup(key)
+        return Absent.LEASED if isinstance(entry, bytes) else entry
 
     def _read(self, key: str, entry: Lease | Absent) -> str | None:
         """Return what the table says, read once for all threads that ask at the same time."""
@@ -120,15 +124,14 @@ class ReadThrough:
         return cell_uuid
 
     def _answer(self, key: str, entry: Lease | Absent, flight: Flight[str | None]) -> str | None:
-        for pause_s in _PAUSES_S:
-            if entry is not Absent.LEASED:
-                break
+        if entry is Absent.LEASED:
             # Another reader is fetching it, in this process or elsewhere, and will be done in a moment: if every one
             # of a fleet that looks for a hot instance read it for itself, the database would have it all at once.
-            time.sleep(pause_s)
-            newer = self._flights.current(key)
-            if newer is not None and newer is not flight:  # that reader is of this process, and began after us
-                return newer.wait(self._longest_flight_s)
+            for pause_s in _PAUSES_S:
+                time.sleep(pause_s)
+                newer = self._flights.current(key)
+                if newer is not None and newer is not flight:  # that reader is of this process, and began after us
+                    return newer.wait(self._longest_flight_s)
             now_there = self._look_again(key)
             if isinstance(now_there, bytes):
                 return decode(now_there)
@@ -149,16 +152,15 @@ class ReadThrough:
         return entry
 
     def _fill(self, answers: Mapping[str, tuple[Lease, str | None]]) -> None:
+        mapped_s, not_mapped_s = self._limits.ttl_s, self._limits.negative_ttl_s
         fills = [
-            Fill(key, lease, encode(cell_uuid), self._ttl_s(cell_uuid)) for key, (lease, cell_uuid) in answers.items()
+            Fill(key, lease, encode(cell_uuid), jittered(not_mapped_s if cell_uuid is None else mapped_s))
+            for key, (lease, cell_uuid) in answers.items()
         ]
         if fills:
             stored = sum(self._backend.fill_multi(fills))
             self._counters.fills_stored.add_many(stored)
             self._counters.fills_refused.add_many(len(fills) - stored)
-
-    def _ttl_s(self, cell_uuid: str | None) -> float:
-        return jittered(self._limits.negative_ttl_s if cell_uuid is None else self._limits.ttl_s)
 
     def _count_misses(self, entries: Collection[Entry]) -> None:
         self._counters.misses.add_many(len(entries))

@@ -94,7 +94,7 @@ def _is_replaced(site: Site, entry: bytes, bulk: bool) -> None:
     assert cell() == THERE
     after = directory.stats()
     assert after.undecodable == before.undecodable + 1
-    assert after.misses == before.misses + 2  # the garbage, and the absence that it left
+    assert after.misses == before.misses + 1
     assert after.fills_stored == before.fills_stored + 1
     assert cell() == THERE
     assert directory.stats().hits == after.hits + 1
@@ -135,17 +135,18 @@ def test_value_of_another_type_is_a_counted_miss_and_then_replaced(
 @pytest.mark.needs("redis")
 def test_value_of_another_type_in_a_real_redis_is_too(request: pytest.FixtureRequest, tmp_path: Path, key: str) -> None:
     with open_site(request, tmp_path, "redis") as site:
-        _survives_a_list(site, key)
+        assert _survives_a_list(site, key).stats().hits == 2
 
 
-def _survives_a_list(site: Site, key: str) -> None:
+def _survives_a_list(site: Site, key: str) -> CellDirectory:
     assert isinstance(site.cache, RedisCache)
     directory = site.open()
     directory.map_instance(key, HERE, PROJECT)
     site.cache.evict(key)
     site.cache.do(b"RPUSH", key, b"a list")
     assert [directory.resolve_cell(key).uuid for _ in range(3)] == [HERE] * 3
-    assert (directory.stats().undecodable, directory.stats().hits) == (1, 1)
+    assert directory.stats().undecodable == 1
+    return directory
 
 
 def test_garbage_never_becomes_another_cell(site: Site, directory: CellDirectory) -> None:
