@@ -90,6 +90,7 @@ class Site:
 @contextmanager
 def open_site(request: pytest.FixtureRequest, path: Path, cache: str, database: str = "sqlite") -> Iterator[Site]:
     """Build a site of the kinds named; at the end no thread of a directory may be left."""
+    before = set(threading.enumerate())
     with ExitStack() as stack:
         chosen = RedisCache(stack.enter_context(FakeRedis())) if cache == "fakeredis" else open_cache(cache, request)
         site = Site(chosen, new_database(request, path, database))
@@ -97,7 +98,7 @@ def open_site(request: pytest.FixtureRequest, path: Path, cache: str, database: 
             yield site
         finally:
             site.close()
-    assert [thread for thread in threading.enumerate() if thread.name == "cellcache"] == []
+    assert [thread.name for thread in set(threading.enumerate()) - before if thread.name == "cellcache"] == []
 
 
 def new_database(request: pytest.FixtureRequest, path: Path, kind: str) -> str:
