@@ -113,7 +113,7 @@ def _goal(**limit: float) -> Goal:
 
 def _results(values: dict[str, list[float]]) -> Results:
     figures = [Figure(key, key, rounds) for key, rounds in values.items()]
-    return Results({}, {}, {}, [Case("case", "hit", "", "b", figures)])
+    return Results({}, {}, {}, cases=[Case("case", "hit", "", "b", figures)])
 
 
 # -- method --------------------------------------------------------------------------------------------------------
@@ -239,6 +239,8 @@ def test_mapping_takes_less_than_half_of_what_plain_dogpile_takes(bench: Bench) 
 # -- the whole -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @needs_servers
 def test_quick_run_writes_three_files(tmp_path: Path) -> None:
     scenarios = ["hit", "miss", "request", "memory", "processes", "fleet"]
