@@ -23,6 +23,7 @@ GRACE_S = 10.0
 """How long a row that its writer will most likely remove is left alone by all others."""
 
 _AT_ONCE = 100
+_MOST_OF_OUR_OWN = 10_000  # what is beyond waits for its time like any other's
 
 
 class Delivery(NamedTuple):
@@ -40,6 +41,7 @@ class Invalidations:
         self._backend = backend
         self._always = durable == "always"
         self._settled: deque[int] = deque()  # rows to be forgotten
+        self._unsettled: deque[tuple[int, list[str]]] = deque(maxlen=_MOST_OF_OUR_OWN)  # rows and what of them is to go
         self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
         self.wanted = threading.Event()
         """Set when there is something to deliver that should not wait for the next pass."""
@@ -67,14 +69,17 @@ class Invalidations:
             except CellCacheError as error:
                 log.warning("an invalidation waits in this process alone until the database answers: %s", error)
                 self._unrecorded.append((list(keys), after_s))
+        else:
+            self._unsettled.append((row, list(keys)))
         self.wanted.set()
 
     def deliver(self) -> Delivery:
         """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable."""
         self.wanted.clear()
+        self._deliver_unsettled()
         self._record_the_unrecorded()
         self._forget_settled()
-        delivered, waiting, last = 0, 0, 0
+        delivered, waiting, last = 0, len(self._unsettled), 0
         while rows := self._store.invalidations(limit=_AT_ONCE, after=last, due=True):
             last = rows[-1].id
             done = [row.id for row in rows if all(self._backend.invalidate_multi(row.instance_uuids))]
@@ -100,8 +105,18 @@ class Invalidations:
     def forget_parent(self) -> None:
         """In a child after `fork()`: what the parent has to deliver stays the parent's."""
         self._settled.clear()
+        self._unsettled.clear()
         self._unrecorded.clear()
         self.wanted = threading.Event()
+
+    def _deliver_unsettled(self) -> None:
+        """Deliver what our own writes could not settle; others leave those rows alone for a while."""
+        for _ in range(len(self._unsettled)):
+            row, keys = self._unsettled.popleft()
+            if all(self._backend.invalidate_multi(keys)):
+                self._settled.append(row)
+            else:
+                self._unsettled.append((row, keys))
 
     def _forget_settled(self) -> None:
         ids = [self._settled.popleft() for _ in range(len(self._settled))]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cellcache.invalidations import GRACE_S
 from tests.faults.deployment import Deployment, open_directory, prepare, wait_until
 from tests.faults.impostors import Behaviour, Impostor, chatty, endless, http, mute, trickling
 from tests.faults.proxy import (
@@ -324,6 +325,23 @@ def test_a_redis_that_is_full(tmp_path: Path, policy: str) -> None:
         for _ in range(5):
             lookups_and_writes_stay_right(scene.deployment)
         assert policy != "noeviction" or scene.deployment.directory.stats().cache_errors > 0
+
+
+def test_a_write_that_could_not_settle_is_made_up_for_before_others_would(
+    memcached_scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, deployment = memcached_scene.deployment.directory, memcached_scene.deployment
+
+    def rows() -> int:
+        return len(directory._store.invalidations(limit=10))
+
+    wait_until(lambda: rows() == 0, "the rows of the beginning are gone")
+    with monkeypatch.context() as patch:
+        patch.setattr(directory._backend, "settle_multi", lambda settlements: [False] * len(settlements))
+        deployment.move(deployment.keys[0])
+        assert rows() == 1
+        assert not directory._store.invalidations(limit=10, due=True), "it is not due for others yet"
+    wait_until(lambda: rows() == 0, "it is delivered", 0.8 * GRACE_S)
 
 
 def lookups_and_writes_stay_right(deployment: Deployment) -> None:
