@@ -41,7 +41,7 @@ class Bench:
         self.instances: Instances = world.instances(options.rows)
         self.left_out = [reason for contender in CONTENDERS if (reason := contender.missing())]
         self._loaded: dict[tuple[type[Contender], int], Contender] = {}
-        self._new = itertools.count(options.rows)
+        self._new = itertools.count(max(options.rows, *options.growth))  # new to every table of the run
         self._never = itertools.count(_NEVER_MAPPED)
         self._stack = contextlib.ExitStack()
 
