@@ -26,3 +26,15 @@ def test_under_faults_every_answer_fits_the_order_of_commits(tmp_path: Path) -> 
     assert result.history.reads > 100 * SECONDS, report
     assert sum(map(len, result.journal.commits.values())) > 3 * SECONDS, report
     assert {event.name for event in result.events} >= {"node killed", "process died between commit and settle"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.needs("memcached", "mariadb")
+def test_without_leases_the_same_campaign_finds_breaches(tmp_path: Path) -> None:
+    """What would the check be worth that never objects?"""
+    result = run(Campaign(seconds=SECONDS, seed=SEED, instances=30, sabotage=True), tmp_path)
+    report = "\n".join(result.lines())
+    print(report)
+    assert not result.history.unexpected, report
+    assert result.findings.breaches, report

@@ -70,6 +70,8 @@ class Campaign:
     threads: int = 4
     pause_s: float = 0.004
     pool_size: int = 4
+    sabotage: bool = False
+    """Take the leases away: what the checker must find."""
     calm_s: float = 2.0
     """How long they work without any fault, before and after."""
 
@@ -287,6 +289,7 @@ def run(campaign: Campaign, folder: Path) -> Result:
             cells=campaign.cells,
             threads=campaign.threads,
             pause_s=campaign.pause_s,
+            sabotage=campaign.sabotage,
         )
         plan.save(folder / "plan.json")
         _create_journal(url)

@@ -84,6 +84,7 @@ class Nemesis:
             (3, self._cut_database),
             (4, self._cut_commits),
             (4, self._delay_commits),
+            (4, self._delay_some_answers),
             (1, self._restart_database),
             (1, self._kill_database),
         ]
@@ -249,6 +250,15 @@ class Nemesis:
         self._wait(0.5, 1.5)
         proxy.on_request = forward_request
         self._note("commits delayed", self._mariadb, start)
+
+    def _delay_some_answers(self) -> None:
+        """So that much can happen between a reader's look into the table and its fill."""
+        start, proxy = clock(), self._database_proxy
+        dice = random.Random(self._dice.random())
+        proxy.on_reply = lambda link, data: link.to_client(data, after_s=0.2 if dice.random() < 0.2 else 0.0)
+        self._wait(0.5, 2.0)
+        proxy.on_reply = forward_reply
+        self._note("answers of the database delayed", self._mariadb, start)
 
     def _restart_database(self) -> None:
         start = clock()

@@ -32,7 +32,7 @@ from cellcache import (
     InstanceNotMapped,
     MappingExists,
 )
-from cellcache.protocol import Fence, Settlement
+from cellcache.protocol import Fence, Fill, Settlement
 from tests.faults.deployment import open_directory
 from tests.faults.history import Answers, Recorder, clock
 
@@ -55,6 +55,8 @@ class Plan:
     cells: int
     threads: int
     pause_s: float
+    sabotage: bool = False
+    """Fill by `set`, as a plain dogpile region does: whatever stands there, with whatever was read."""
 
     @property
     def keys(self) -> list[str]:
@@ -192,9 +194,9 @@ class Worker:
             connection.exec_driver_sql("SET @op = %s", (self._doing.op,))
 
     def _watch_the_cache(self) -> None:
-        """Record which instances a cache node did not confirm, and die on request after a commit."""
+        """Record which instances a cache node did not confirm, die on request after a commit, dawdle before a fill."""
         backend: Any = self._directory._backend
-        fence_multi, settle_multi = backend.fence_multi, backend.settle_multi
+        fence_multi, settle_multi, fill_multi = backend.fence_multi, backend.settle_multi, backend.fill_multi
 
         def fence(keys: Sequence[str]) -> list[Fence | None]:
             self._doing.changed.update(keys)
@@ -212,7 +214,16 @@ class Worker:
             self._note_unreached([one.key for one, done in zip(settlements, confirmed, strict=True) if not done])
             return confirmed
 
-        backend.fence_multi, backend.settle_multi = fence, settle
+        def fill(fills: Sequence[Fill]) -> list[bool]:
+            if random.random() < 0.1:
+                time.sleep(0.1)  # as a process may pause at any moment; here it matters most
+            if not self._plan.sabotage:
+                stored: list[bool] = fill_multi(fills)
+                return stored
+            backend.store_multi({fill.key: fill.value for fill in fills})
+            return [True] * len(fills)
+
+        backend.fence_multi, backend.settle_multi, backend.fill_multi = fence, settle, fill
 
     def _note_unreached(self, keys: Sequence[str]) -> None:
         if keys:
