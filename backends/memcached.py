@@ -21,7 +21,7 @@ import secrets
 import time
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cellcache.codec import FENCE, MAPPED_SIZE, MARK
 from cellcache.errors import BackendUnsupported
@@ -38,7 +38,10 @@ _TLS_RECORD = 12_000  # less than a record of TLS holds, and than memcached read
 _LOOKS = 8  # how often a removal that loses every race against other clients is tried again
 
 
+T = TypeVar("T")
+
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
+_Read = Callable[[Sequence[Reply | Hit], Connection], list[T]]  # what the replies to them mean
 _Wanted = tuple[Node[Connection], Connection, Sequence[int]]  # the positions whose keys live on the node
 
 
@@ -129,9 +132,9 @@ class MemcachedBackend(LeasingBackend):
             tail = b" b v " + tag + flags
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
-        for positions, replies, connection in self._converse(wanted, compose):
-            for position, reply in zip(positions, replies, strict=True):
-                entries[position] = _entry(reply, connection) if isinstance(reply, Reply) else reply[1]
+        for positions, found in self._converse(wanted, compose, _entries):
+            for position, entry in zip(positions, found, strict=True):
+                entries[position] = entry
         return entries
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
@@ -143,7 +146,7 @@ class MemcachedBackend(LeasingBackend):
                 [_store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
             )
 
-        for position, reply, _ in self._outcomes(wanted, compose):
+        for position, reply in self._outcomes(wanted, compose):
             stored[position] = reply.words[0] == b"HD"
         return stored
 
@@ -155,9 +158,13 @@ class MemcachedBackend(LeasingBackend):
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
-        for position, reply, connection in self._outcomes(wanted, compose):
-            if reply.words[0] == b"HD":
-                fences[position] = Fence(mark, _token(reply), connection)
+        def read(replies: Sequence[Reply | Hit], connection: Connection) -> list[Fence | None]:
+            changes = _changes(replies, connection)
+            return [Fence(mark, _token(one), connection) if one.words[0] == b"HD" else None for one in changes]
+
+        for positions, placed in self._converse(wanted, compose, read):
+            for position, fence in zip(positions, placed, strict=True):
+                fences[position] = fence
         return fences
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
@@ -174,7 +181,7 @@ class MemcachedBackend(LeasingBackend):
                     requests.append(_store(wires[position], value, tag, b" C" + fence.token, ttl_s))
             return b"".join(requests)
 
-        for position, reply, _ in self._outcomes(wanted, compose):
+        for position, reply in self._outcomes(wanted, compose):
             settled[position] = reply.words[0] in {b"HD", b"NF"}
         # The rest: fences that were lost or replaced, and those whose connection broke, token and all.
         for position, done in enumerate(settled):
@@ -242,18 +249,18 @@ class MemcachedBackend(LeasingBackend):
             positions.setdefault(self._nodes[at], []).append(position)
         return dict(positions)
 
-    def _outcomes(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply, Connection]]:
+    def _outcomes(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply]]:
         """Send one change for each position; yield those that were answered, with what became of them."""
-        for positions, replies, connection in self._converse(wanted, compose):
-            for position, reply in zip(positions, replies, strict=True):
-                yield position, _in_full(reply), connection
+        for positions, replies in self._converse(wanted, compose, _changes):
+            yield from zip(positions, replies, strict=True)
 
     def _converse(
-        self, wanted: Sequence[_Wanted], compose: _Compose
-    ) -> Iterator[tuple[Sequence[int], list[Reply | Hit], Connection]]:
-        """Ask for every position, all nodes at once; yield what was answered, 1,000 positions of a node at a time.
+        self, wanted: Sequence[_Wanted], compose: _Compose, read: _Read[T]
+    ) -> Iterator[tuple[Sequence[int], list[T]]]:
+        """Ask for every position, all nodes at once; yield what `read` makes of the replies, 1,000 of a node at a time.
 
-        Those are one round trip: the requests of every node are sent before any node's replies are read.
+        Those are one round trip: the requests of every node are sent before any node's replies are read. What cannot be
+        read, an OSError, is a failure of the node.
         """
         for start in range(0, max((len(positions) for _, _, positions in wanted), default=0), _AT_ONCE):
             sent = []
@@ -271,10 +278,11 @@ class MemcachedBackend(LeasingBackend):
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
                     node.errors += _refusals(replies, tag)
+                    found = read(replies, connection)
                 except OSError as error:
                     node.failed(connection, error)
                     continue
-                yield batch, replies, connection
+                yield batch, found
 
     def _remove_unless_fenced(self, key: str, own_mark: bytes = b"") -> bool:
         """Remove what stands there unless it is another writer's fence; return whether that is certain.
@@ -354,11 +362,19 @@ def _in_full(reply: Reply | Hit) -> Reply:
     raise Garbled("a cell in reply to a change")
 
 
+def _changes(replies: Sequence[Reply | Hit], _: Connection) -> list[Reply]:
+    return [_in_full(reply) for reply in replies]
+
+
 def _token(reply: Reply) -> bytes:
     for word in reply.words:
         if word.startswith(b"c"):
             return word[1:]
     raise Garbled("a reply without a token")
+
+
+def _entries(replies: Sequence[Reply | Hit], connection: Connection) -> list[bytes | Lease | Absent]:
+    return [_entry(reply, connection) if isinstance(reply, Reply) else reply[1] for reply in replies]
 
 
 def _entry(reply: Reply, connection: Connection) -> bytes | Lease | Absent:

@@ -153,9 +153,9 @@ def _patterns(size: int) -> tuple[Callable[..., re.Match[bytes] | None], Callabl
 def _parse(buffer: bytes, start: int) -> tuple[Reply, int] | None:
     """Return the reply that begins at `start` and where the next one does, or None while it is incomplete."""
     end = buffer.find(b"\r\n", start)
+    if (end if end >= 0 else len(buffer)) - start > _LONGEST_HEADER:
+        raise Garbled("no end of line")
     if end < 0:
-        if len(buffer) - start > _LONGEST_HEADER:
-            raise Garbled("no end of line")
         return None
     words = buffer[start:end].split(b" ")
     if words[0] != b"VA":

@@ -1,0 +1,244 @@
+"""Whatever a Redis sends, in whatever pieces: the right answer, or none and a closed connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cellcache.backends.redis import RedisBackend
+from cellcache.backends.resp import facts
+from cellcache.codec import FENCE, LEASE, encode
+from cellcache.protocol import Absent, Fence, Fill, Lease, Settlement
+from tests.scripted import Pieces, RedisConnection, in_pieces, redis
+
+CORPUS = sorted((Path(__file__).parent / "corpus" / "redis").iterdir())
+KEYS = [f"0d4ed1d2-8b8c-4e0a-9a43-{number:012x}" for number in range(5)]
+CELL = encode("0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab")
+UNREACHABLE = Absent.UNREACHABLE
+
+Entry = bytes | Lease | Absent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_log() -> Iterator[None]:
+    """Thousands of failures of nodes are expected, and each would be a line."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+# -- a second reader of the protocol, slow and plain, to compare with --------------------------------------------------
+
+
+def read(stream: bytes, n: int) -> tuple[list[Entry | str | int], bytes] | None:
+    """Return what a lookup makes of the first n replies, and what is left; None where there are no n replies.
+
+    A lease is "lease", an error about one key its text, a number itself; whatever else is an error ends the reading.
+    """
+    found: list[Entry | str | int] = []
+    for _ in range(n):
+        line, end, stream = stream.partition(b"\r\n")
+        kind, rest = line[:1], line[1:]
+        if not end:
+            return None
+        if kind in {b"$", b":"} and rest != b"-1":
+            try:
+                size = int(rest)
+            except ValueError:
+                return None
+            if kind == b":":
+                found.append(size)
+                continue
+            body, end, stream = stream[: max(0, size)], stream[max(0, size) :][:2], stream[max(0, size) + 2 :]
+            if size < 0 or len(body) < size or end != b"\r\n":
+                return None
+            found.append(_meaning(body))
+        elif kind == b"$":
+            found.append("lease")
+        elif kind == b":":
+            found.append(-1)
+        elif kind == b"+":
+            found.append(_meaning(rest))
+        elif kind == b"-" and rest.split(b" ")[0] in {b"OOM", b"WRONGTYPE"}:
+            found.append(rest.decode(errors="replace"))
+        else:
+            return None
+    return found, stream
+
+
+def _meaning(value: bytes) -> Entry:
+    if value.startswith(FENCE):
+        return Absent.FENCED
+    return Absent.LEASED if value.startswith(LEASE) else value
+
+
+def check_entries(got: Sequence[Entry], stream: bytes, connection: RedisConnection) -> None:
+    """Compare the answer to a lookup of so many keys with what the plain reader makes of the stream."""
+    parsed = read(stream, len(got))
+    if parsed is None:
+        assert list(got) == [UNREACHABLE] * len(got)
+        assert connection.closed
+        return
+    found, left = parsed
+    shown = ["lease" if isinstance(entry, Lease) else entry for entry in got]
+    if connection.closed and shown == [UNREACHABLE] * len(got):
+        assert left or any(isinstance(one, int) for one in found)
+        return
+    expected = [
+        (b"" if one.startswith("WRONGTYPE") else UNREACHABLE) if isinstance(one, str) and one != "lease" else one
+        for one in found
+    ]
+    assert shown == [UNREACHABLE if isinstance(one, int) else one for one in expected]
+    assert not any(isinstance(one, int) for one in found) or connection.closed
+
+
+# -- what a server may say -------------------------------------------------------------------------------------------
+
+bodies = st.one_of(
+    st.just(CELL),
+    st.just(b""),
+    st.binary(max_size=40),
+    st.sampled_from([FENCE, LEASE, b"\0", b"\0X"]).flatmap(lambda mark: st.binary(max_size=12).map(mark.__add__)),
+)
+sizes = st.sampled_from(
+    [b"0", b"1", b"17", b"-1", b"-2", b"-99", b"+1", b"1_7", b" 3", b"", b"x", b"9" * 5000, b"99999999"]
+)
+texts = st.sampled_from([b"OK", b"QUEUED", b"", b"PONG", b"redis_version:7.0.15"])
+errors = st.sampled_from(
+    [
+        b"OOM command not allowed",
+        b"WRONGTYPE Operation against a key",
+        b"NOSCRIPT No matching script",
+        b"NOPERM this user has no permissions",
+        b"NOAUTH Authentication required.",
+        b"READONLY You can't write against a read only replica.",
+        b"LOADING Redis is loading",
+        b"ERR \xff\xfe",
+        b"",
+    ]
+)
+hits = st.builds(lambda body: b"$%d\r\n%b\r\n" % (len(body), body), bodies)
+replies = st.one_of(
+    hits,
+    hits,
+    st.just(b"$-1\r\n"),
+    st.builds(lambda size, body: b"$%b\r\n%b\r\n" % (size, body), sizes, bodies),
+    st.builds(lambda number: b":%b\r\n" % number, st.one_of(sizes, st.integers().map(b"%d".__mod__))),
+    st.builds(lambda text: b"+%b\r\n" % text, texts),
+    st.builds(lambda text: b"-%b\r\n" % text, errors),
+    st.sampled_from([b"*1\r\n", b"\r\n", b"_\r\n", b"#t\r\n", b">2\r\n", b"$", b"\n"]),
+    st.binary(max_size=60),
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """Replies one after the other, sometimes with a piece cut out or a byte changed."""
+    stream = bytearray(b"".join(draw(st.lists(replies, max_size=8))))
+    for _ in range(draw(st.integers(0, 2))):
+        if stream:
+            start = draw(st.integers(0, len(stream) - 1))
+            if draw(st.booleans()):
+                del stream[start : start + draw(st.integers(1, 12))]
+            else:
+                stream[start] = draw(st.integers(0, 255))
+    return bytes(stream)
+
+
+pieces = st.builds(in_pieces, streams(), st.lists(st.integers(1, 60), min_size=1, max_size=4))
+lengthy = settings(max_examples=150, deadline=None)
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+
+def check_lookup(script: Pieces, again: Pieces) -> None:
+    backend, made = redis(script, again)
+    entry = backend.lookup(KEYS[0])
+    # A server that hangs up in the middle of its answer is asked once more, over a new connection.
+    check_entries([entry], b"".join([script, again][len(made) - 1]), made[-1])
+    backend.close()
+
+
+def check_lookup_multi(script: Pieces, n: int) -> None:
+    backend, made = redis(script)
+    check_entries(backend.lookup_multi(KEYS[:n]), b"".join(script), made[0])
+    backend.close()
+
+
+def check_changes(script: Pieces, n: int) -> None:
+    """Nothing is confirmed that the server did not confirm."""
+    stream = b"".join(script)
+    parsed = read(stream, n)
+    ones = [False] * n if parsed is None else [one == 1 and isinstance(one, int) for one in parsed[0]]
+    placed = [False] * n if parsed is None else [one == b"OK" for one in parsed[0]]
+
+    backend, made = redis(script)
+    fences = backend.fence_multi(KEYS[:n])
+    assert all(
+        fence is None or (done and fence.connection is made[0]) for fence, done in zip(fences, placed, strict=True)
+    )
+    backend.close()
+
+    backend, _ = redis(script)
+    connection = backend._node.connection()
+    fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
+    check_confirmed(backend, backend.fill_multi(fills), ones)
+
+    backend, _ = redis(script)
+    fence = Fence(FENCE + b"mark", b"", None)
+    check_confirmed(backend, backend.settle_multi([Settlement(key, fence, None) for key in KEYS[:n]]), ones)
+
+    backend, _ = redis(script)
+    check_confirmed(backend, backend.invalidate_multi(KEYS[:n]), ones)
+
+
+def check_confirmed(backend: RedisBackend, said: Sequence[bool], confirmed: Sequence[bool]) -> None:
+    assert all(done or not one for one, done in zip(said, confirmed, strict=True))
+    backend.close()
+
+
+@lengthy
+@given(pieces, pieces)
+@example([b"$" + b"9" * 5000 + b"\r\n"], [])
+def test_lookup_answers_rightly_or_not_at_all(script: Pieces, again: Pieces) -> None:
+    check_lookup(script, again)
+
+
+@lengthy
+@given(pieces, st.integers(1, 5))
+@example([b":1\r\n", b"$-1\r\n"], 2)
+def test_bulk_lookup_answers_rightly_or_not_at_all(script: Pieces, n: int) -> None:
+    check_lookup_multi(script, n)
+
+
+@lengthy
+@given(pieces, st.integers(1, 3))
+def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, n: int) -> None:
+    check_changes(script, n)
+
+
+@lengthy
+@given(st.binary(max_size=300))
+def test_any_text_about_a_server_can_be_read(info: bytes) -> None:
+    assert all(isinstance(name, str) for name in facts(info))
+
+
+# -- the corpus ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_corpus(path: Path, size: int) -> None:
+    data = path.read_bytes()
+    script = in_pieces(data, [max(size, len(data) // 1000)])
+    check_lookup(script, [])
+    check_lookup([], script)
+    for n in (1, 2, 3):
+        check_lookup_multi(script, n)
+        check_changes(script, n)
