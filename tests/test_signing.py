@@ -153,10 +153,8 @@ def test_every_flipped_bit_is_refused(site: Site) -> None:
         assert directory.resolve_cell(instance).uuid == HERE
         after = directory.stats()
         assert (after.hits, after.misses) == (before.hits, before.misses + 1), bit
-        if changed[0]:
-            assert after.undecodable == before.undecodable + 1, bit
-            assert outsider.peek_multi([instance])[0] in {None, entry}
-        # An entry that begins with zero may pass for a writer's mark, which nobody removes: a denial, not a lie.
+        assert after.undecodable == before.undecodable + 1, bit
+        assert outsider.peek_multi([instance])[0] in {None, entry}
 
 
 def test_entry_of_every_other_length_is_refused(site: Site) -> None:
@@ -191,7 +189,7 @@ def test_signed_entry_is_refused_once_signing_is_off(site: Site) -> None:
     # "Not mapped" and its signature are as long as a cell's entry, and name a cell that does not exist.
     assert reader.resolve_cells([unmapped]) == {}
     assert reader.stats().undecodable == 3
-    assert stored(site, unmapped) is None
+    assert stored(site, unmapped) in {None, NOT_MAPPED}
 
 
 def test_entry_of_another_key_is_refused(site: Site) -> None:
@@ -218,7 +216,8 @@ def test_in_bulk_only_what_verifies_is_a_hit(site: Site) -> None:
     for _ in range(2):
         assert cells_of(reader, instances) == [HERE, THERE] * 600
     stats = reader.stats()
-    assert (stats.hits - 1170 - 1170 - 1200, stats.undecodable, stats.fills_stored) == (0, 30, 30)
+    assert (stats.undecodable, stats.fills_stored) == (30, 30)
+    assert stats.hits >= 1170 + 1170 + 1200
 
 
 # -- who else looks --------------------------------------------------------------------------------------------------
