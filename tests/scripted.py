@@ -92,7 +92,7 @@ class _Disconnectable:
 
 def memcached(*scripts: Pieces) -> tuple[MemcachedBackend, list[MemcachedConnection]]:
     """Return a backend whose connections are scripted, one after the other, and those that it has made so far."""
-    backend = MemcachedBackend({"servers": ["scripted:1"], "retry_s": 0.0})
+    backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0, "retry_s": 0.0})
     made: list[MemcachedConnection] = []
     sockets = iter([ScriptedSocket(pieces) for pieces in scripts])
 
@@ -106,7 +106,7 @@ def memcached(*scripts: Pieces) -> tuple[MemcachedBackend, list[MemcachedConnect
 
 def redis(*scripts: Pieces) -> tuple[RedisBackend, list[RedisConnection]]:
     """The same for Redis."""
-    backend = RedisBackend({"url": "redis://scripted:1/0", "retry_s": 0.0})
+    backend = RedisBackend({"url": "redis://scripted:1/0", "timeout_s": 5.0, "retry_s": 0.0})
     made: list[RedisConnection] = []
     sockets = iter([ScriptedSocket(pieces) for pieces in scripts])
 

@@ -242,7 +242,7 @@ def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, 
 @given(st.binary(max_size=3000))
 def test_any_bytes_on_a_real_socket_end_in_an_answer_or_a_closed_connection(stream: bytes) -> None:
     here, there = socket.socketpair()
-    backend = MemcachedBackend({"servers": ["scripted:1"]})
+    backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0})
     connection = MemcachedConnection(here)
     dials = iter([connection])
     backend._nodes[0]._dial = lambda: next(dials, None) or _refuse()
@@ -313,7 +313,7 @@ class Server:
 @given(st.lists(faults, max_size=30), st.lists(st.integers(0, 4), min_size=1, max_size=20))
 def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[int]) -> None:
     line = Server(faults_)
-    backend = MemcachedBackend({"servers": ["scripted:1"], "retry_s": 0.0})
+    backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0, "retry_s": 0.0})
 
     def dial() -> MemcachedConnection:
         line.pending = line.held_back = b""  # a new connection: what was under way on the old one is lost
