@@ -192,8 +192,11 @@ class Transaction:
 
 
 def _is_deadlock(error: DBAPIError) -> bool:
-    """MySQL's 1213, PostgreSQL's 40P01 and 40001. A lock wait that timed out is not one: it is not tried again."""
+    """MySQL's 1213 and 1467, PostgreSQL's 40P01 and 40001. A lock wait that timed out is not one: no second try.
+
+    1467 is what InnoDB says to an INSERT ... SELECT that a deadlock ended while it waited for the next id.
+    """
     cause = error.orig
     return getattr(cause, "sqlstate", None) in {"40P01", "40001"} or (
-        cause is not None and bool(cause.args) and cause.args[0] == 1213
+        cause is not None and bool(cause.args) and cause.args[0] in {1213, 1467}
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -54,6 +56,7 @@ class WriteThrough:
             except TransactionBroken as error:
                 if attempt == TRIES:
                     raise DatabaseUnavailable(f"{error}; nothing was written, after {TRIES} tries") from error
+                time.sleep(attempt * random.uniform(0.0, 0.02))  # noqa: S311 - lest two meet in one deadlock again
         raise AssertionError
 
     def _write(self, change: Callable[[Transaction], tuple[R, Changes]]) -> R:
