@@ -234,11 +234,12 @@ def test_backend_that_is_not_there_is_a_config_error(
 def test_memory_stores_of_different_databases_are_apart(
     request: pytest.FixtureRequest, tmp_path: Path, key: str
 ) -> None:
-    with open_site(request, tmp_path, "memory") as one, open_site(request, tmp_path, "memory") as other:
-        first, second = one.open(arguments={}), other.open(arguments={})
-        first.region.set(key, HERE)
-        assert second.region.get(key) is NO_VALUE
-        assert one.open(arguments={}).region.get(key) == HERE
+    with open_site(request, tmp_path, "memory") as site:
+        one, same = site.open(arguments={}), site.open(arguments={})
+        one.region.set(key, HERE)
+        assert same.region.get(key) == HERE
+        with open_site(request, tmp_path, "memory") as other:
+            assert other.open(arguments={}).region.get(key) is NO_VALUE
 
 
 def test_entries_hold_no_url(site: Site, directory: CellDirectory, key: str) -> None:
