@@ -94,14 +94,16 @@ class Bench:
     def has(self, key: str) -> bool:
         return any(contender.key == key for contender in self.who_can("lookup"))
 
-    def place(self, contender: type[Contender], nodes: int = 1, rows: int | None = None) -> Place:
-        """Return a place with caches of the contender's own."""
+    def place(
+        self, contender: type[Contender], nodes: int = 1, rows: int | None = None, *, alone: bool = False
+    ) -> Place:
+        """Return a place with what the contender needs; `alone` gives it empty caches that nobody else uses."""
         rows = self.options.rows if rows is None else rows
         place = Place(self.world.database(rows).url, self.world.cell_database(), self.world.instances(rows))
         if contender.family == "memcached":
-            place = replace(place, memcached=self.world.memcached(nodes))
+            place = replace(place, memcached=self.world.new_memcached(nodes) if alone else self.world.memcached(nodes))
         elif contender.family == "redis":
-            place = replace(place, redis=self.world.redis())
+            place = replace(place, redis=self.world.new_redis() if alone else self.world.redis())
         return place
 
     def _check(self, contender: Contender, stored: Instances) -> None:

@@ -1,4 +1,4 @@
-"""The servers of a run: started when first asked for, every contender with a cache of its own, all stopped at the end.
+"""The servers of a run: started when first asked for, shared by the contenders, all stopped at the end.
 
 A contender is told where things are by a `Place`; the same place seen through counting proxies is another one.
 """
@@ -48,6 +48,8 @@ class World:
         self._mariadb: MariaDB | None = None
         self._databases: dict[int, Loaded] = {}
         self._cells: str | None = None
+        self._memcached: dict[int, tuple[str, ...]] = {}
+        self._redis: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -60,13 +62,28 @@ class World:
     def instances(self, rows: int) -> Instances:
         return Instances(rows, self.seed)
 
-    def memcached(self, nodes: int = 1, memory_mb: int = 1024) -> tuple[str, ...]:
-        """Start memcached nodes and return their addresses."""
-        servers = [self._stack.enter_context(Memcached(memory_mb, ["-t", "2"])) for _ in range(nodes)]
+    def memcached(self, nodes: int = 1) -> tuple[str, ...]:
+        """Return the addresses of so many memcached nodes, the same for every contender.
+
+        Were each to have servers of its own, the kernel would keep some of them on the client's core and others not,
+        for a whole run: a factor of two that no number of rounds evens out. For the same reason each has one thread.
+        """
+        if nodes not in self._memcached:
+            self._memcached[nodes] = self.new_memcached(nodes)
+        return self._memcached[nodes]
+
+    def new_memcached(self, nodes: int = 1, memory_mb: int = 2048) -> tuple[str, ...]:
+        """Start memcached nodes that nobody else uses."""
+        servers = [self._stack.enter_context(Memcached(memory_mb, ["-t", "1"])) for _ in range(nodes)]
         return tuple(server.address for server in servers)
 
     def redis(self) -> str:
-        """Start a Redis and return its URL."""
+        """Return the URL of the Redis that all contenders share."""
+        if self._redis is None:
+            self._redis = self.new_redis()
+        return self._redis
+
+    def new_redis(self) -> str:
         return self._stack.enter_context(Redis()).url
 
     def database(self, rows: int) -> Loaded:

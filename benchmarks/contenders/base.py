@@ -23,7 +23,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-from benchmarks.instances import CELLS, Instances
+from benchmarks.instances import Instances
 from benchmarks.world import Place
 
 Family = Literal["memcached", "redis", "memory", "sql"]
@@ -45,13 +45,15 @@ _AT_ONCE = 1000
 
 
 class Contender:
-    """One way to look up a cell. `place` says where its servers are; nobody else uses its caches."""
+    """One way to look up a cell. `place` says where its servers are, which others use as well."""
 
     key: ClassVar[str]
     title: ClassVar[str]
     family: ClassVar[Family]
     how: ClassVar[str]
     """How it is used, and which page of its documentation says so; one line for the report."""
+    turned: ClassVar[int] = 0
+    """By how many characters its keys are turned, for those whose keys would be the same as another's in one cache."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Modules without which it is left out."""
     many_nodes: ClassVar[bool] = False
@@ -81,12 +83,12 @@ class Contender:
         """Put the answers for these instances into the cache; most will do so in the bulk form they have."""
 
     def argument(self, key: str) -> Any:
-        """Return what `lookup` takes for an instance, made before the clock starts. Only for what is no library."""
-        return key
+        """Return what `lookup` takes for an instance, made before the clock starts."""
+        return key[self.turned :] + key[: self.turned]
 
     def argument_many(self, keys: Sequence[str]) -> Any:
         """The same for `lookup_many`."""
-        return keys
+        return [self.argument(key) for key in keys] if self.turned else keys
 
     def cell_of(self, answer: Any) -> str | None:
         """Return the cell's UUID from what `lookup` answered."""
@@ -94,7 +96,11 @@ class Contender:
 
     def cells_of(self, answer: Any, keys: Sequence[str]) -> dict[str, str | None]:
         """Return the cells' UUIDs from what `lookup_many` answered for these keys."""
-        return {key: self.cell_of(answer[key]) for key in keys}
+        return {key: self.cell_of(answer[self.argument(key)]) for key in keys}
+
+    def answers(self, instances: Instances, numbers: Iterable[int]) -> dict[str, str]:
+        """Return what it is to store: the cell's UUID by its own key."""
+        return {self.argument(instances.uuid(number)): instances.cell(number) for number in numbers}
 
     def close(self) -> None:
         """Close its connections."""
@@ -103,12 +109,3 @@ class Contender:
 def batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(numbers), _AT_ONCE):
         yield numbers[start : start + _AT_ONCE]
-
-
-def texts_of_cells(instances: Instances) -> dict[bytes, str]:
-    """Return each cell's UUID by its bytes: what a client that gets bytes needs to make a text of them."""
-    return {instances.cell_uuid(number).encode(): instances.cell_uuid(number) for number in range(CELLS)}
-
-
-def answers(instances: Instances, numbers: Iterable[int]) -> dict[str, str]:
-    return {instances.uuid(number): instances.cell(number) for number in numbers}

@@ -10,7 +10,7 @@ from typing import Any
 
 from dogpile.cache import make_region
 
-from benchmarks.contenders.base import Contender, answers, batches
+from benchmarks.contenders.base import Contender, batches
 from benchmarks.contenders.sql import CELL_OF_ONE, CELLS_OF_MANY, Core
 from benchmarks.instances import Instances, Row
 from benchmarks.world import Place
@@ -59,7 +59,7 @@ class DogpileRegion(Contender):
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         for batch in batches(numbers):
-            self.region.set_multi(answers(instances, batch))
+            self.region.set_multi(self.answers(instances, batch))
 
     def forget(self, keys: Sequence[str]) -> None:
         self.region.delete_multi(keys)
@@ -158,7 +158,7 @@ class OsloCache(Contender):
     lookup_unmapped = lookup
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
-        for key, cell in answers(instances, numbers).items():
+        for key, cell in self.answers(instances, numbers).items():
             self._cell_of_instance.set(cell, key)
 
     def forget(self, keys: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ class BareSocket(Contender):
     key = "socket"
     title = "bare socket, mg (the floor)"
     family = "memcached"
+    turned = 4
     how = "one sendall of a prepared `mg` and one recv, nothing parsed"
 
     def __init__(self, place: Place) -> None:
@@ -42,7 +43,7 @@ class BareSocket(Contender):
         return received
 
     def argument(self, key: str) -> bytes:
-        return b"mg " + _wire(key) + _TAIL
+        return b"mg " + _wire(super().argument(key)) + _TAIL
 
     def argument_many(self, keys: Sequence[str]) -> bytes:
         """`mn` at the end answers `MN`, so that the end of the answers is seen without parsing them."""
@@ -52,7 +53,9 @@ class BareSocket(Contender):
         for batch in batches(numbers):
             for number in batch:
                 value = b"\x01" + UUID(instances.cell(number)).bytes
-                self._sendall(b"ms %b %d b q\r\n%b\r\n" % (_wire(instances.uuid(number)), len(value), value))
+                self._sendall(
+                    b"ms %b %d b q\r\n%b\r\n" % (_wire(super().argument(instances.uuid(number))), len(value), value)
+                )
             self._sendall(b"mn\r\n")
             if self._recv(64) != b"MN\r\n":
                 raise ConnectionError("memcached did not store what the floor is measured with")

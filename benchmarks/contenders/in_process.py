@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from benchmarks.contenders.base import Contender, Lookup, answers
+from benchmarks.contenders.base import Contender, Lookup
 from benchmarks.contenders.sql import Core
 from benchmarks.instances import Instances
 from benchmarks.world import Place
@@ -31,7 +31,7 @@ class Dictionary(Contender):
         return self._cells.get
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
-        self._cells.update(answers(instances, numbers))
+        self._cells.update(self.answers(instances, numbers))
 
 
 class LruCache(Contender):
@@ -52,7 +52,7 @@ class LruCache(Contender):
         return self._lookup
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
-        self._given = answers(instances, numbers)
+        self._given = self.answers(instances, numbers)
         for key in self._given:
             self._lookup(key)
         self._given = {}
@@ -93,7 +93,7 @@ class CacheTools(Contender):
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         from cachetools.keys import hashkey
 
-        for key, cell in answers(instances, numbers).items():
+        for key, cell in self.answers(instances, numbers).items():
             self._cache[hashkey(key)] = cell
 
     def forget(self, keys: Sequence[str]) -> None:

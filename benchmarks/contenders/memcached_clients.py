@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contenders.base import Contender, Lookup, answers, batches
+from benchmarks.contenders.base import Contender, Lookup, batches
 from benchmarks.instances import Instances
 from benchmarks.world import Place, split_address
 
@@ -19,6 +19,7 @@ class Pymemcache(Contender):
     family = "memcached"
     how = "Client with both time limits and no_delay, get / get_many (pymemcache, Best Practices)"
     needs = ("pymemcache",)
+    turned = 1
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -45,7 +46,7 @@ class Pymemcache(Contender):
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         for batch in batches(numbers):
-            self._client.set_many(answers(instances, batch), noreply=False)
+            self._client.set_many(self.answers(instances, batch), noreply=False)
 
     def cell_of(self, answer: Any) -> str | None:
         return None if answer is None else bytes(answer).decode()
@@ -97,6 +98,7 @@ class Pylibmc(Contender):
     family = "memcached"
     how = "binary=True with tcp_nodelay and ketama (pylibmc, README)"
     needs = ("pylibmc",)
+    turned = 2
     many_nodes = True
 
     def __init__(self, place: Place) -> None:
@@ -116,7 +118,7 @@ class Pylibmc(Contender):
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         for batch in batches(numbers):
-            self._client.set_multi(answers(instances, batch))
+            self._client.set_multi(self.answers(instances, batch))
 
     def close(self) -> None:
         self._client.disconnect_all()
@@ -128,6 +130,7 @@ class MetaMemcache(Contender):
     family = "memcached"
     how = "CacheClient.cache_client_from_servers, get / multi_get (README); a read buffer of 1 MiB"
     needs = ("meta_memcache",)
+    turned = 3
     many_nodes = True
     shares_threads = True
 
@@ -151,12 +154,12 @@ class MetaMemcache(Contender):
         return self._client.multi_get
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
-        for key, cell in answers(instances, numbers).items():
+        for key, cell in self.answers(instances, numbers).items():
             self._client.set(key, cell, ttl=3600)
 
     def cells_of(self, answer: Any, keys: Sequence[str]) -> dict[str, str | None]:
         found = {getattr(key, "key", key): value for key, value in answer.items()}
-        return {key: self.cell_of(found[key]) for key in keys}
+        return {key: self.cell_of(found[self.argument(key)]) for key in keys}
 
     def close(self) -> None:
         for sock in self._sockets:

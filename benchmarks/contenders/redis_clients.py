@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contenders.base import Contender, answers, batches
+from benchmarks.contenders.base import Contender, batches
 from benchmarks.instances import Instances
 from benchmarks.world import Place
 
@@ -16,6 +16,7 @@ class RedisPy(Contender):
     family = "redis"
     how = "redis.Redis.from_url, get / mget (redis-py, Quickstart)"
     needs = ("redis",)
+    turned = 1
     shares_threads = True
 
     def __init__(self, place: Place) -> None:
@@ -32,7 +33,7 @@ class RedisPy(Contender):
 
     def store(self, instances: Instances, numbers: Sequence[int]) -> None:
         for batch in batches(numbers):
-            self._client.mset(answers(instances, batch))
+            self._client.mset(self.answers(instances, batch))
 
     def cell_of(self, answer: Any) -> str | None:
         return None if answer is None else bytes(answer).decode()

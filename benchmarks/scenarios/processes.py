@@ -64,7 +64,7 @@ def run_fleet(bench: Bench) -> Iterator[Case]:
     contenders = [contender for contender in bench.who_can("lookup") if contender.key in _STARTING]
     if not contenders:
         return
-    places = {contender.key: bench.place(contender) for contender in contenders}
+    places = {contender.key: bench.place(contender, alone=True) for contender in contenders}
     keys = min(_COLD_KEYS, bench.options.rows // 10)
     rounds = 3
     figures = []

@@ -29,7 +29,7 @@ _COUNTED = 2_000
 def run(bench: Bench) -> Iterator[Case]:
     universe = min(_UNIVERSE, bench.options.rows)
     in_memcached = [
-        (f"{megabytes} MB", contender, replace(_place(bench), memcached=bench.world.memcached(1, megabytes)))
+        (f"{megabytes} MB", contender, replace(_place(bench), memcached=bench.world.new_memcached(1, megabytes)))
         for contender in (OnMemcached, DogpileMemcached)
         for megabytes in _MEGABYTES
     ]
