@@ -84,7 +84,7 @@ def cache_settings(memcached: Memcached) -> dict[str, Any]:
         "backend": "cellcache.memcached",
         "servers": [memcached.address],
         "timeout_s": 0.5,
-        "lease_ttl_s": 1,
+        "lease_ttl_s": 2,
         "fence_ttl_s": FENCE_S,
     }
 
@@ -388,7 +388,7 @@ def test_an_interrupt_in_the_middle_of_a_commit_leaves_the_key_fenced(
 
 def slow_reads(proxy: Proxy) -> None:
     """Let every answer of the database take a while, so that whoever asks meanwhile really comes in between."""
-    proxy.on_reply = lambda link, data: link.to_client(data, after_s=0.15)
+    proxy.on_reply = lambda link, data: link.to_client(data, after_s=0.05)
 
 
 def test_fifty_threads_on_one_cold_key_cost_one_sql_read(scene: Scene) -> None:
