@@ -27,17 +27,17 @@ class _OurFixture:
         self.config_args["arguments"]["key_prefix"] = uuid.uuid4().hex
 
     def teardown_method(self, method: Any) -> None:
-        super().teardown_method(method)  # type: ignore[misc]
+        super().teardown_method(method)  # type: ignore[misc, unused-ignore]
         for backend in self._opened:
             backend.close()
 
     def _region(self, *args: Any, **kwargs: Any) -> CacheRegion:
-        region: CacheRegion = super()._region(*args, **kwargs)  # type: ignore[misc]
+        region: CacheRegion = super()._region(*args, **kwargs)  # type: ignore[misc, unused-ignore]
         self._opened.append(region.backend)
         return region
 
     def _backend(self) -> Any:
-        backend = super()._backend()  # type: ignore[misc]
+        backend = super()._backend()  # type: ignore[misc, unused-ignore]
         self._opened.append(backend)
         return backend
 
@@ -47,15 +47,15 @@ class _Suite(_OurFixture, fixtures._GenericBackendTestSuite):
 
     @pytest.mark.slow
     def test_threaded_dogpile(self) -> None:
-        super().test_threaded_dogpile()  # type: ignore[misc]
+        super().test_threaded_dogpile()  # type: ignore[misc, unused-ignore]
 
     @pytest.mark.slow
     def test_threaded_get_multi(self) -> None:
-        super().test_threaded_get_multi()  # type: ignore[misc]
+        super().test_threaded_get_multi()  # type: ignore[misc, unused-ignore]
 
     @pytest.mark.slow
     def test_region_expire(self) -> None:
-        super().test_region_expire()  # type: ignore[misc]
+        super().test_region_expire()  # type: ignore[misc, unused-ignore]
 
     def test_no_mutex_of_its_own_so_the_mutex_suite_does_not_apply(self) -> None:
         """A region then takes one of threading's: the lease, not a lock, keeps other processes from storing."""
