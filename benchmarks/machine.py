@@ -63,4 +63,4 @@ def _server_version(command: list[str]) -> str:
     except FileNotFoundError:
         return "not installed"
     words = done.stdout.replace("v=", "").replace("Ver", "").split()
-    return next((word for word in words if word[:1].isdigit()), "unknown")
+    return next((word.partition("-")[0] for word in words if word[:1].isdigit()), "unknown")
