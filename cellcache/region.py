@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
-from dogpile.cache import CacheRegion, make_region
+from dogpile.cache import CacheRegion, make_region, register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend, CachedValue, CantDeserializeException
 from dogpile.cache.exception import PluginNotFound
 from dogpile.cache.proxy import ProxyBackend
@@ -32,6 +33,7 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
     `name` tells the in-process stores of different databases apart. Raises ConfigError for an unknown backend.
     """
     region = make_region(name="cellcache", key_mangler=canonical_uuid, serializer=encode, deserializer=_decode_or_miss)
+    _register(settings.backend)
     arguments = {"name": name, **settings.backend_arguments()}
     try:
         region.configure(settings.backend, arguments=arguments, region_invalidator=_NoRegionInvalidation())
@@ -52,6 +54,16 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
         region.wrap(_CompactValues(signer))
         return region, _layered(backend, signer, settings)
     return region, PlainBackend(region, ttl_s=settings.ttl_s, negative_ttl_s=settings.negative_ttl_s)
+
+
+def _register(backend: str) -> None:
+    """Tell dogpile where this backend's entry point leads.
+
+    Left to itself it loads everybody's entry points until it finds the one, and logs an error for each that cannot be
+    loaded, such as those of oslo.cache where python-memcached is not installed.
+    """
+    for entry_point in entry_points(group="dogpile.cache", name=backend):
+        register_backend(backend, entry_point.module, entry_point.attr)  # type: ignore[no-untyped-call]
 
 
 def _layered(backend: CoherentBackend, signer: Signer | None, settings: CacheSettings) -> CoherentBackend:
