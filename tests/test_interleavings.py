@@ -6,11 +6,15 @@ fault, which takes hours. The figures of each walk are in the JUnit properties, 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from itertools import combinations_with_replacement, product
+from unittest import mock
 
 import pytest
 
+from cellcache import DatabaseUnavailable
 from tests.interleavings.explore import Action, Report, Run, walk
 from tests.interleavings.mutations import MUTATIONS, Mutation
 from tests.interleavings.places import BACKENDS, EVERYTHING, open_world, place
@@ -39,7 +43,6 @@ WITH_LOSSES = [
 OF_THREE = [
     Scenario(("resolve", "resolve many", "move")),
     Scenario(("resolve", "move", "prune"), warm=True),
-    Scenario(("resolve", "prune", "create"), warm=True),
     Scenario(("deliver", "move", "resolve"), left_over=True),
 ]
 IN_ONE_PROCESS = [
@@ -74,11 +77,17 @@ if EVERYTHING:
 long = pytest.mark.timeout(0 if EVERYTHING else 900)
 
 
-def walk_all(world: CellcacheWorld, scenarios: Iterable[Scenario], record: Record) -> Report:
+# Threads of one process also meet in its flights, which makes for so many orders that these walks are bounded.
+MOST_SWITCHES_IN_ONE_PROCESS = 3 if EVERYTHING else 2
+
+
+def walk_all(
+    world: CellcacheWorld, scenarios: Iterable[Scenario], record: Record, *, most_switches: int | None = None
+) -> Report:
     """Walk each; fail where the first property breaks, with the shortest way there."""
     total = Report()
     for scenario in scenarios:
-        report = walk(world, scenario)
+        report = walk(world, scenario, most_switches=most_switches)
         assert not report.broken, f"{scenario}: {report}"
         assert report.schedules
         total.include(report)
@@ -153,7 +162,7 @@ def test_three_operations(backend: str, request: pytest.FixtureRequest, record_p
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_threads_of_one_process(backend: str, request: pytest.FixtureRequest, record_property: Record) -> None:
     with open_world(backend, request) as world:
-        walk_all(world, IN_ONE_PROCESS, record_property)
+        walk_all(world, IN_ONE_PROCESS, record_property, most_switches=MOST_SWITCHES_IN_ONE_PROCESS)
 
 
 @long
@@ -206,3 +215,35 @@ def test_an_operation_that_waits_for_a_lock_is_not_chosen(request: pytest.Fixtur
         run.take(Action("go", 0))
         assert run.choices() == [Action("go", 0), Action("go", 1)]
         run.give_up()
+
+
+@pytest.mark.xfail(strict=True, reason="SQLite gives the id of a row that was deleted to the next one")
+def test_a_settled_row_is_forgotten_by_its_own_id_alone(request: pytest.FixtureRequest) -> None:
+    """A writer forgets its row late, after another has delivered it: a younger write's row must outlive that."""
+    with open_world("memory", request) as world:
+        world.begin(Scenario(()))
+        slow, deliverer, young = (process.directory for process in world.processes[:3])
+        slow.map_instance(world.key, world.database.cells[0], "project")  # it has settled; its row is to be forgotten
+        deliverer._invalidations.deliver()
+        young.move_instance(world.key, world.database.cells[1])
+        young._invalidations.forget_parent()  # it dies before it forgets
+        slow._invalidations.flush()
+        left = world.database.rows()
+        world.database.forget_rows()
+    assert left == 1
+
+
+@pytest.mark.xfail(strict=True, reason="SQLAlchemy takes a failed COMMIT for the end of the transaction")
+def test_a_failed_commit_leaves_no_transaction_behind(request: pytest.FixtureRequest) -> None:
+    """SQLite keeps a transaction open whose COMMIT found the file busy: its connection must not be used again."""
+    with open_world("memory", request) as world:
+        world.begin(Scenario(()))
+        directory = world.processes[0].directory
+        dialect = directory._store._writing.dialect
+        with (
+            mock.patch.object(dialect, "do_commit", side_effect=sqlite3.OperationalError("database is locked")),
+            pytest.raises(DatabaseUnavailable),
+        ):
+            directory.map_instance(world.key, world.database.cells[0], "project")
+        with closing(sqlite3.connect(world.database.path, timeout=0.0)) as other:
+            other.execute("BEGIN IMMEDIATE")

@@ -47,7 +47,8 @@ class Database:
     """A database file with cells, and the row as anybody else would read it."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'interleavings.db'}"
+        self.path = folder / "interleavings.db"
+        self.url = f"sqlite:///{self.path}"
         self.engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
         metadata.create_all(self.engine)
         store = Store(Settings(database={"url": self.url}).database)
