@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,12 +67,15 @@ class Transaction:
         """Whether the commit was asked for and never answered: the connection broke, or the caller was interrupted."""
 
     def commit(self) -> None:
-        """Commit; raise CommitUnknown where the connection broke in the middle of it."""
+        """Commit; raise CommitUnknown where the database did not say whether it did."""
         self.in_doubt = True
         try:
             self._connection.commit()
         except DBAPIError as error:
-            if error.connection_invalidated:
+            if not self._connection.invalidated:
+                # SQLAlchemy takes the transaction for ended; SQLite, whose file was busy, has it open still.
+                self._connection.invalidate()
+            if error.connection_invalidated or not _was_refused(error):
                 raise CommitUnknown(
                     f"{translated(error, self._url)}; this was during the commit, so it may have happened: read again"
                 ) from error
@@ -189,6 +193,20 @@ class Transaction:
         if self._connection.scalar(select(exists().where(instance_mapping.c.cell_uuid == cell_uuid))):
             raise CellInUse(cell_uuid)
         self._connection.execute(delete(cell_mapping).where(cell_mapping.c.uuid == cell_uuid))
+
+
+def _was_refused(error: DBAPIError) -> bool:
+    """Return whether the database itself said no, so that nothing was committed: an error with a number of its own.
+
+    PyMySQL's errors of 2000 to 2999 are the client's: the answer was not understood, or never came.
+    """
+    cause = error.orig
+    number = cause.args[0] if cause is not None and cause.args else None
+    return (
+        isinstance(cause, sqlite3.Error)
+        or bool(getattr(cause, "sqlstate", None))
+        or (isinstance(number, int) and number > 0 and not 2000 <= number < 3000)
+    )
 
 
 def _is_deadlock(error: DBAPIError) -> bool:
