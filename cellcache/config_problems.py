@@ -75,7 +75,7 @@ def _shown(key: str, value: object) -> str:
     if key == "url" and isinstance(value, str):
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
         return f"'{scheme[0] if scheme else ''}{MASK}'"
-    if key in {"url", "password", "arguments"}:
+    if key in {"url", "password", "signing_key", "previous_signing_key", "arguments"}:
         return f"'{MASK}'"
     if isinstance(value, str | os.PathLike):
         text = re.sub(r"(?s)^.*@", f"{MASK}@", mask_text(str(value)))

@@ -96,7 +96,9 @@ def _full_server_address(text: str) -> str:
 
 
 def _check_backend(name: str) -> str:
-    if name not in BACKENDS and (not name or name.startswith("cellcache.") or f"cellcache.{name}" in BACKENDS):
+    if name not in BACKENDS and (
+        not re.fullmatch(r"[\w.-]+", name) or name.startswith("cellcache.") or f"cellcache.{name}" in BACKENDS
+    ):
         near = difflib.get_close_matches(f"cellcache.{name.removeprefix('cellcache.')}", BACKENDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"must be {', '.join(BACKENDS)} or the name of another dogpile.cache backend{hint}")
