@@ -96,7 +96,7 @@ class DatabaseSettings(_Section):
 
     @property
     def sqlalchemy_url(self) -> URL:
-        """The same, taken apart; shows no password of its own accord."""
+        """The same, taken apart; of its own accord it shows no password but one among its options."""
         return verifying_url(make_url(self.connection_url))
 
 

@@ -7,6 +7,7 @@ Writes run at READ COMMITTED, where a row lock waits for the writer before and t
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
-from cellcache.masking import mask_url
+from cellcache.masking import mask_url, sounds_secret
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
 
 Use = Literal["read", "write", "cell"]
+
+_KEY_FILES = {"ssl_key", "sslkey"}  # which belong together with other options of the URL
+_LOGGER = "cellcache"
+# SQLAlchemy logs every row that it reads at DEBUG, those of `cell_mapping` with their passwords among them.
+logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGER}").addFilter(lambda record: record.levelno > logging.DEBUG)
 
 _MYSQL_NO_TABLE_OR_COLUMN = (1146, 1054)
 _POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
@@ -63,19 +69,26 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     if use != "cell":
         # We end every transaction that we begin, so the pool need not spend a round trip on a ROLLBACK of its own.
         options["pool_reset_on_return"] = None
+    # SQLAlchemy shows the URL of an engine without its password, and with all its options.
+    secret = {name: value for name, value in parsed.query.items() if sounds_secret(name) and name not in _KEY_FILES}
     try:
         engine = create_engine(
-            verifying_url(parsed),
-            connect_args=_limits(backend, timeout_s, connect_timeout_s),
+            verifying_url(parsed.difference_update_query(secret)),
+            connect_args={**secret, **_limits(backend, timeout_s, connect_timeout_s)},
             hide_parameters=True,
+            logging_name=_LOGGER,
             max_overflow=0,
             pool_size=pool_size,
             pool_timeout=timeout_s,
             pool_use_lifo=True,
             **options,
         )
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (ArgumentError, NoSuchModuleError, ImportError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidValue):
+            raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
+    if backend != "postgresql":  # whose driver has an error of its own for that
+        _name_wrong_options(engine, url)
     if backend in {"mysql", "mariadb"}:
         _limit_mysql_statements(engine, timeout_s)
     elif backend == "postgresql":
@@ -101,6 +114,16 @@ def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[st
             "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
         }
     return {"timeout": timeout_s}
+
+
+def _name_wrong_options(engine: Engine, url: str) -> None:
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+        try:
+            return dialect.connect(*arguments, **options)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # An option of the URL that the driver does not know, or a value of one; cryptography that it lacks.
+            raise ConfigError(f"database {mask_url(url)} cannot be used: {_first_line(error)}") from error
 
 
 def _limit_mysql_statements(engine: Engine, timeout_s: float) -> None:

@@ -10,9 +10,9 @@ import re
 MASK = "***"
 
 _url_in_text = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>`]+").sub
-_secret_parameter = re.compile(
-    r"([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|cred|auth)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE
-).sub
+_TELLING = "pass|pwd|secret|token|key|cred|auth"
+_sounds_secret = re.compile(_TELLING, re.IGNORECASE).search
+_secret_parameter = re.compile(rf"([?&;][^=&;\s]*(?:{_TELLING})[^=&;\s]*=)[^&;\s]*", re.IGNORECASE).sub
 
 
 def mask_url(url: str) -> str:
@@ -24,6 +24,11 @@ def mask_url(url: str) -> str:
     user, colon, _ = credentials.partition(":")
     shown = f"{user}{colon and f':{MASK}'}{at}{place}"
     return scheme + separator + _secret_parameter(rf"\g<1>{MASK}", shown)
+
+
+def sounds_secret(parameter: str) -> bool:
+    """Return whether a URL's parameter of this name is masked."""
+    return _sounds_secret(parameter) is not None
 
 
 def mask_text(text: str) -> str:

@@ -157,7 +157,8 @@ def _connected(url: URL, *, slow: bool = False) -> Iterator[Connection]:
     where = _shown(url)
     try:
         connection = create_engine(url, poolclass=NullPool, connect_args=_time_limits(url, slow=slow)).connect()
-    except (ImportError, TypeError, RuntimeError) as error:  # no driver; an option it does not know; cryptography
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # No driver; an option that it does not know, or a value of one; cryptography that it lacks.
         raise ConfigError(f"{where} cannot be used with what is installed: {_one_line(error)}") from error
     except DBAPIError as error:
         raise DatabaseUnavailable(f"cannot reach {where}: {_reason(url, error)}") from error
