@@ -46,6 +46,14 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
         raise ConfigError(
             f"cache.backend: {settings.backend} needs a package that is not installed: {error}"
         ) from error
+    except KeyError as error:
+        raise ConfigError(f"cache.arguments: {settings.backend} needs an argument {error}") from error
+    except ConfigError:
+        raise
+    except (AttributeError, OSError, TypeError, ValueError) as error:  # its text may quote a secret argument
+        raise ConfigError(
+            f"cache.arguments: {settings.backend} cannot be made with these ({type(error).__name__})"
+        ) from None
     backend = region.actual_backend
     if isinstance(backend, CoherentBackend):
         # The compact form replaces dogpile's own, which puts JSON in front of every value.
