@@ -9,8 +9,8 @@ import pytest
 
 from tests.faults.campaign import Campaign, run
 
-SECONDS = float(os.environ.get("CELLCACHE_CAMPAIGN_S", "15"))
-SEED = int(os.environ.get("CELLCACHE_CAMPAIGN_SEED", "1"))
+SECONDS = float(os.environ.get("CAMPAIGN_S", "15"))
+SEED = int(os.environ.get("CAMPAIGN_SEED", "1"))
 
 
 @pytest.mark.slow

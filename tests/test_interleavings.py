@@ -1,6 +1,6 @@
 """Every order of the steps of two and three operations on one instance, on the real code over each cache.
 
-By default a part that takes about a minute; with CELLCACHE_INTERLEAVINGS=all every pair and every triple with every
+By default a part that takes about a minute; with INTERLEAVINGS=all every pair and every triple with every
 fault, which takes hours. The figures of each walk are in the JUnit properties, and shown by `pytest -rP`.
 """
 

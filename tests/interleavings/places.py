@@ -1,4 +1,4 @@
-"""Which worlds a test walks in, and how far: a short form by default, everything by CELLCACHE_INTERLEAVINGS=all."""
+"""Which worlds a test walks in, and how far: a short form by default, everything by INTERLEAVINGS=all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.interleavings.caches import QuickMemcached
 from tests.interleavings.world import CellcacheWorld, cellcache_world
 from tests.servers import Redis
 
-EVERYTHING = os.environ.get("CELLCACHE_INTERLEAVINGS") == "all"
+EVERYTHING = os.environ.get("INTERLEAVINGS") == "all"
 
 BACKENDS = ("memory", "memcached", "redis")
 
