@@ -83,6 +83,7 @@ class RedisConnection(resp.Connection):  # type: ignore[misc, unused-ignore]
 class _Disconnectable:
     def __init__(self, sock: socket.socket) -> None:
         self.closed = False
+        self.username, self.password, self.db = "nova", "secret", 0
         self._sock = sock
 
     def disconnect(self) -> None:

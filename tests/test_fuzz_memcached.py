@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from cellcache.backends.memcached import MemcachedBackend
 from cellcache.codec import FENCE, encode
+from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, Settlement
-from tests.scripted import MemcachedConnection, Pieces, in_pieces, memcached
+from tests.scripted import MemcachedConnection, Pieces, ScriptedSocket, in_pieces, memcached
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "memcached").iterdir())
 KEYS = [f"0d4ed1d2-8b8c-4e0a-9a43-{number:012x}" for number in range(5)]
@@ -251,6 +253,31 @@ def test_any_bytes_on_a_real_socket_end_in_an_answer_or_a_closed_connection(stre
         there.shutdown(socket.SHUT_WR)
         check_entries([backend.lookup(KEYS[0])], stream, connection)
     backend.close()
+
+
+versions = st.sampled_from([b"1.6.18", b"1.6.9", b"1.7", b"2", b"1.6.x", b"", b"\xff", b"9" * 5000, b"-1.-1.-1"])
+greetings = st.lists(
+    st.one_of(versions.map(lambda version: b"VERSION %b\r\n" % version), lines, words, hits, st.just(b"STORED\r\n"))
+)
+
+
+@lengthy
+@given(greetings, st.sampled_from([None, "nova secret", "nova \u20ac"]))
+@example([b"CLIENT_ERROR unauthenticated\r\n", b"STORED\r\n", b"VERSION 1.6.18\r\n"], "nova secret")
+def test_handshake_ends_in_a_version_that_is_new_enough_or_an_error(
+    script: list[bytes], credentials: str | None
+) -> None:
+    sock = ScriptedSocket(script)
+    connection = MemcachedConnection(sock)
+    try:
+        version = connection._handshake(credentials, time.monotonic() + 10.0)
+    except (OSError, BackendUnsupported):
+        assert b"secret" not in b"".join(sock.sent) or b"CLIENT_ERROR" in b"".join(script)
+    else:
+        assert b"VERSION %b\r\n" % version.encode() in b"".join(script)
+        assert tuple(int(part) for part in version.split(".")[:3]) >= (1, 6, 10)
+    finally:
+        connection.close()
 
 
 def _refuse() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from cellcache.backends.redis import RedisBackend
 from cellcache.backends.resp import facts
 from cellcache.codec import FENCE, LEASE, encode
+from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, Settlement
-from tests.scripted import Pieces, RedisConnection, in_pieces, redis
+from tests.scripted import Pieces, RedisConnection, ScriptedSocket, in_pieces, redis
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "redis").iterdir())
 KEYS = [f"0d4ed1d2-8b8c-4e0a-9a43-{number:012x}" for number in range(5)]
@@ -227,6 +229,31 @@ def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, 
 @given(st.binary(max_size=300))
 def test_any_text_about_a_server_can_be_read(info: bytes) -> None:
     assert all(isinstance(name, str) for name in facts(info))
+
+
+infos = st.builds(
+    lambda version, mode, run: b"# Server\r\nredis_version:%b\r\nredis_mode:%b\r\nrun_id:%b\r\n" % (version, mode, run),
+    st.sampled_from([b"7.0.15", b"6.2.0", b"7", b"x.y", b"", b"9" * 5000]),
+    st.sampled_from([b"standalone", b"cluster", b""]),
+    st.sampled_from([b"ab" * 20, b"zz" * 20, b"", b"ab", b"\xff"]),
+).map(lambda info: b"$%d\r\n%b\r\n" % (len(info), info))
+
+
+@lengthy
+@given(st.lists(st.one_of(infos, replies), max_size=5))
+@example([b"$63\r\nredis_version:7.0.15\r\nrun_id:%b\r\n" % (b"ab" * 16), b"\r\n", b"$1\r\na\r\n$1\r\nb\r\n"])
+def test_handshake_ends_in_a_server_that_is_known_or_an_error(script: list[bytes]) -> None:
+    connection = RedisConnection(ScriptedSocket(script))
+    try:
+        connection._handshake("scripted", b"prefix", time.monotonic() + 10.0)
+    except (OSError, BackendUnsupported):
+        pass
+    else:
+        assert int(connection.version.split(".")[0]) >= 7
+        assert connection.prefix.startswith(b"prefix")
+        assert len(connection.prefix) == len(b"prefix") + 6
+    finally:
+        connection.close()
 
 
 # -- the corpus ------------------------------------------------------------------------------------------------------
