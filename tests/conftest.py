@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,11 @@ import pytest
 
 from tests.server_process import Server
 from tests.servers import Kind, MariaDB, Memcached, PostgreSQL, Redis, missing
+
+# Started in the background, a shell has these ignored, and so would every process that a test starts and interrupts.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
