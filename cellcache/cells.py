@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from cellcache.codec import encode
 from cellcache.config import CellsSettings, DatabaseSettings
-from cellcache.database import open_engine
+from cellcache.database import close_engine, open_engine
 from cellcache.errors import CellNotFound
 from cellcache.flights import beginning
 from cellcache.model import CellMapping
@@ -64,7 +64,7 @@ class Cells:
             urls = {cell.database_connection for cell in cells.values()}
             gone = [self._engines.pop(url) for url in self._engines.keys() - urls]
         for engine in gone:
-            engine.dispose()
+            close_engine(engine)
 
     def engine(self, cell: CellMapping) -> Engine:
         """Return the engine for the cell's own database; nothing is connected yet."""
@@ -90,4 +90,4 @@ class Cells:
             engines = list(self._engines.values())
             self._engines.clear()
         for engine in engines:
-            engine.dispose()
+            close_engine(engine)

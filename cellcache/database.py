@@ -98,6 +98,16 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     return engine
 
 
+def close_engine(engine: Engine) -> None:
+    """Close its idle connections now, and those that other threads are using when they give them back."""
+
+    @event.listens_for(engine, "checkin")
+    def close(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.invalidate()
+
+    engine.dispose()
+
+
 def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[str, Any]:
     if backend in {"mysql", "mariadb"}:
         # The statement's own limit strikes first; the socket's is for a server that has stopped altogether.

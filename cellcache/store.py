@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from cellcache.config import DatabaseSettings
 from cellcache.counter import Counter
-from cellcache.database import database_errors, open_engine, translated
+from cellcache.database import close_engine, database_errors, open_engine, translated
 from cellcache.errors import (
     DatabaseUnavailable,
 )
@@ -75,8 +75,8 @@ class Store:
         self._writing = open_engine(self.url, pool_size=settings.pool_size, use="write", **limits)
 
     def close(self) -> None:
-        self._reading.dispose()
-        self._writing.dispose()
+        close_engine(self._reading)
+        close_engine(self._writing)
 
     def forget_connections(self) -> None:
         self.reads = Counter()  # a child counts from zero, and a thread of the parent may have held its lock

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -116,6 +118,24 @@ def test_server_sees_every_connection_go(tmp_path: Path, request: pytest.Fixture
         assert handlers.open
         directory.close()
         assert eventually(lambda: not handlers.open)
+
+
+def test_connection_in_use_while_it_closes_is_closed_when_it_is_given_back(site: Site, tmp_path: Path) -> None:
+    key = new_uuids(1)[0]
+    directory = CellDirectory.open(site.settings())
+    cell = directory.create_cell("cell1", new_cell_database(tmp_path), "fake://")
+    directory.map_instance(key, cell.uuid, PROJECT)
+    with (
+        directory.connect_cell(key) as of_cell,
+        directory._store._reading.connect() as reading,
+        directory._store._writing.connect() as writing,
+    ):
+        drivers: list[Any] = [one.connection.dbapi_connection for one in (of_cell, reading, writing)]
+        directory.close()
+    for driver in drivers:
+        assert isinstance(driver, sqlite3.Connection)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            driver.execute("SELECT 1")
 
 
 def test_closing_twice_is_harmless(site: Site) -> None:
