@@ -12,7 +12,7 @@ import pytest
 from cellcache import CellDirectory, InstanceNotMapped
 from cellcache.codec import encode
 from cellcache.read_through import jittered
-from tests.caches import RedisCache, eventually
+from tests.caches import MemcachedCache, RedisCache, eventually
 from tests.directories import CACHES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
 
 PROJECT = "project-1"
@@ -53,6 +53,11 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     with open_site(request, tmp_path, request.param) as site:
         yield site
+
+
+def shortest_s(site: Site) -> float:
+    """The shortest time-to-live that the cache knows: memcached counts whole seconds."""
+    return 1.0 if isinstance(site.cache, MemcachedCache) else 0.25
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_create_wins_over_not_mapped_at_once(site: Site, directory: CellDirector
 
 
 def test_not_mapped_is_forgotten_after_its_own_short_time(site: Site, key: str) -> None:
-    directory = site.open(negative_ttl_s=1, ttl_s=600)
+    directory = site.open(negative_ttl_s=shortest_s(site), ttl_s=600)
     assert directory.resolve_cells([key]) == {}
     _insert_behind_the_back(site, key)
     assert eventually(lambda: directory.resolve_cells([key]))
@@ -200,7 +205,7 @@ def _insert_behind_the_back(site: Site, key: str) -> None:
 
 @pytest.mark.parametrize("stored_by", ["a reader", "a writer"])
 def test_answer_is_forgotten_after_its_time(site: Site, key: str, stored_by: str) -> None:
-    directory = site.open(ttl_s=1)
+    directory = site.open(ttl_s=shortest_s(site))
     directory.map_instance(key, HERE, PROJECT)
     if stored_by == "a reader":
         site.cache.evict(key)
@@ -212,7 +217,7 @@ def test_answer_is_forgotten_after_its_time(site: Site, key: str, stored_by: str
 
 
 def test_answer_outlasts_the_time_of_not_mapped(site: Site, key: str) -> None:
-    directory = site.open(negative_ttl_s=1, ttl_s=600)
+    directory = site.open(negative_ttl_s=shortest_s(site), ttl_s=600)
     directory.map_instance(key, HERE, PROJECT)
     absent = str(uuid4())
     assert directory.resolve_cells([absent]) == {}
