@@ -85,6 +85,10 @@ class Run:
             choices += self._disturbances()
         return choices
 
+    def is_noticed(self, action: Action) -> bool:
+        """Return whether any other operation can tell that this has happened."""
+        return action.verb != "go" or not self._is_unnoticed(action.operation)
+
     def take(self, action: Action) -> Footprint:
         """Let it happen, and judge the state that it leads to."""
         before, floor = self._entry, (self.history.wrote, self.history.seen)
@@ -143,7 +147,7 @@ class Run:
         if step is None or not step.enabled():
             raise AssertionError(f"the same decisions have led elsewhere: {' > '.join(self.trace)}")
         read, written = set[str](), set[str]()
-        if operation.steps == 0:
+        if at not in self._floors and not self._is_unnoticed(at):  # as late as possible: that asks most of it
             self._floors[at] = (history.wrote, history.seen)
             read.add("floor")
         self.trace.append(f"{self._name(at)}: {step.label}")
@@ -283,13 +287,20 @@ class _Node:
     action: Action
     to_do: list[Action]
     asleep: dict[Action, Footprint]  # what would only lead to states that are known by now
-    stay: Action | None  # the next step of the operation that went last, if it can go on
-    switches_before: int
+    before: _Node | None
+    noticed: bool  # False for a step that no other operation can notice: it does not count as going on, nor as leaving
+    stay: Action | None = None  # the next step of the operation that went last, if it can go on
     footprint: Footprint = NOTHING
 
     @property
+    def mover(self) -> Action | None:
+        """What went last, of all that others could notice."""
+        return self.action if self.noticed or self.before is None else self.before.mover
+
+    @property
     def switches(self) -> int:
-        return self.switches_before + (self.stay is not None and self.action != self.stay)
+        before = self.before.switches if self.before is not None else 0
+        return before + (self.stay is not None and self.action != self.stay)
 
 
 def walk(
@@ -314,16 +325,14 @@ def walk(
             node.footprint = run.take(node.action)
         while choices := run.choices():
             last = path[-1] if path else None
-            node = _Node(choices[0], choices, {}, None, 0)
+            node = _Node(choices[0], choices, {}, last, run.is_noticed(choices[0]))
             if last is not None and reduce:
                 node.asleep = {one: done for one, done in last.asleep.items() if not done.meets(last.footprint)}
                 node.to_do = [one for one in choices if one not in node.asleep]
-            elif last is not None and last.action in choices:
-                node.stay, node.switches_before = last.action, last.switches
-                if node.switches_before == most_switches:
-                    node.to_do = [node.stay]
-            elif last is not None:
-                node.switches_before = last.switches
+            elif last is not None and node.noticed and last.mover in choices:
+                node.stay = last.mover
+                if last.switches == most_switches:
+                    node.to_do = [last.mover]
             if not node.to_do:
                 break
             node.action = node.to_do.pop(0)
