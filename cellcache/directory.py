@@ -31,6 +31,7 @@ from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
 from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
+from cellcache.flights import beginning
 from cellcache.invalidations import Delivery, Invalidations
 from cellcache.maintenance import Maintenance
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid, canonical_uuids
@@ -121,10 +122,11 @@ class CellDirectory:
                 self._count_hit()
                 return cell
         key = canonical_uuid(instance_uuid)
+        asked_at = beginning()
         entry = self._lookup(key)
         cell = self._cell_of_value.get(entry)
         if cell is None:
-            return self._read_through.resolve(key, entry)
+            return self._read_through.resolve(key, entry, asked_at)
         self._count_hit()
         return cell
 
@@ -134,13 +136,14 @@ class CellDirectory:
         One round trip per cache node and 1,000 instances, one SQL statement per 1,000 misses.
         """
         keys = canonical_uuids(instance_uuids)
+        asked_at = beginning()
         entries = self._backend.lookup_multi(keys)
         cells = list(map(self._cell_of_value.get, entries))
         found = {key: cell for key, cell in zip(keys, cells, strict=True) if cell is not None}
         self._counters.hits.add_many(len(found))
         if len(found) < len(keys):
             rest = {key: entry for key, entry in zip(keys, entries, strict=True) if key not in found}
-            found.update(self._read_through.resolve_many(rest))
+            found.update(self._read_through.resolve_many(rest, asked_at))
         return found
 
     def map_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID, project_id: str) -> InstanceMapping:

@@ -11,6 +11,7 @@ from cellcache.cells import Cells
 from cellcache.codec import Undecodable, decode
 from cellcache.config import Settings
 from cellcache.errors import InstanceNotMapped
+from cellcache.flights import beginning
 from cellcache.model import CellMapping
 from cellcache.protocol import Absent, CoherentBackend, Lease
 from cellcache.read_through import Entry, ReadThrough
@@ -45,8 +46,9 @@ def explain(key: str, *, store: Store, backend: CoherentBackend, cells: Cells, s
     timed_cells: Any = _Timed(cells, _CELLS_STEPS, steps)
     read_through = ReadThrough(timed_store, timed_backend, timed_cells, Counters(), settings)
     cell: CellMapping | None
+    asked_at = beginning()
     try:
-        cell = read_through.resolve(key, timed_backend.lookup(key))
+        cell = read_through.resolve(key, timed_backend.lookup(key), asked_at)
     except InstanceNotMapped:
         cell = None
     asked_sql = any(step.what == _SQL_STEPS["cell_of"][0] for step in steps)

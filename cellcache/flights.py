@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from cellcache.errors import CellCacheError, DatabaseUnavailable
@@ -19,16 +20,29 @@ beginning = itertools.count(1).__next__
 
 
 class Flight(Generic[T]):
-    """One SQL read under way. Its leader calls `land` or `fail`, the others `wait`."""
+    """One SQL read of some instances. Its leader calls `take_off`, then `land` or `fail`; the others `wait`."""
 
     def __init__(self) -> None:
-        self.began = beginning()
+        self.keys: list[str] = []
+        self.leased: set[str] = set()
+        """Those whose lease somebody aboard holds, its leader or one who waits."""
+        self._began = 0
         self._landed = threading.Event()
-        self._answers: list[T] = []
+        self._answers: Mapping[str, T] | None = None
         self._error: CellCacheError = DatabaseUnavailable("the thread that read from it was interrupted")
 
-    def land(self, answer: T) -> None:
-        self._answers.append(answer)
+    def take_off(self) -> None:
+        """Say that the read begins now."""
+        self._began = beginning()
+
+    def began_after(self, moment: int) -> bool:
+        return self._began > moment
+
+    def began_before(self, moment: int) -> bool:
+        return 0 < self._began < moment
+
+    def land(self, answers: Mapping[str, T]) -> None:
+        self._answers = answers
         self._landed.set()
 
     def fail(self, error: BaseException) -> None:
@@ -36,13 +50,13 @@ class Flight(Generic[T]):
             self._error = error
         self._landed.set()
 
-    def wait(self, limit_s: float) -> T:
-        """Return the answer, or raise an error of the same kind as the leader's; block for at most `limit_s`."""
+    def wait(self, limit_s: float) -> Mapping[str, T]:
+        """Return the answers, or raise an error of the same kind as the leader's; block for at most `limit_s`."""
         if not self._landed.wait(limit_s):
             raise DatabaseUnavailable(f"the database did not answer within {limit_s:g} s")
-        if not self._answers:
+        if self._answers is None:
             raise type(self._error)(*self._error.args) from self._error
-        return self._answers[0]
+        return self._answers
 
 
 class Flights(Generic[T]):
@@ -52,23 +66,31 @@ class Flights(Generic[T]):
         self._flights: dict[str, Flight[T]] = {}
         self._lock = threading.Lock()
 
-    def join(self, key: str, *, lead: bool) -> tuple[Flight[T], bool]:
-        """Return the flight for the key, and whether the caller leads it and so must end it.
+    def join(
+        self, keys: Iterable[str], *, leased: Collection[str], asked_at: int
+    ) -> tuple[Flight[T], dict[str, Flight[T]]]:
+        """Return a flight that the caller leads, and so must end, and for the other keys the flights to wait for.
 
-        With `lead` the caller leads a new one in any case: it holds the lease, so only its answer can be stored.
+        `leased` are those whose lease the caller holds. It waits for no read of theirs that began before it asked:
+        nobody but itself can store what is true now.
         """
+        own: Flight[T] = Flight()
+        joined: dict[str, Flight[T]] = {}
         with self._lock:
-            flight = self._flights.get(key)
-            if flight is not None and not lead:
-                return flight, False
-            flight = self._flights[key] = Flight()
-            return flight, True
+            for key in keys:
+                flight = self._flights.get(key)
+                if flight is None or (key in leased and flight.began_before(asked_at)):
+                    flight = self._flights[key] = own
+                    own.keys.append(key)
+                else:
+                    joined[key] = flight
+                if key in leased:
+                    flight.leased.add(key)
+        return own, joined
 
-    def current(self, key: str) -> Flight[T] | None:
-        return self._flights.get(key)
-
-    def end(self, key: str, flight: Flight[T]) -> None:
+    def end(self, flight: Flight[T]) -> None:
         """Let the next who misses begin a flight of its own. Called before the flight lands."""
         with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+            for key in flight.keys:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from cellcache.cells import Cells
 from cellcache.codec import Undecodable, decode, encode
@@ -42,23 +42,24 @@ class ReadThrough:
         self._longest_flight_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
         self._flights: Flights[str | None] = Flights()
 
-    def resolve(self, key: str, entry: Entry) -> CellMapping:
-        """Return the cell of an instance whose lookup answered `entry`."""
+    def resolve(self, key: str, entry: Entry, asked_at: int) -> CellMapping:
+        """Return the cell of an instance whose lookup began at `asked_at` and answered `entry`."""
         if isinstance(entry, bytes):
             try:
                 return self._cell_in(key, entry)
             except (Undecodable, CellNotFound):
-                entry = self._discard(key)
+                entry = self._discard([key])[key]
         self._count_misses([entry])
-        cell_uuid = self._read(key, entry)
+        cell_uuid = self._read({key: entry}, asked_at)[key]
         if cell_uuid is None:
             raise InstanceNotMapped(key)
         return self._cells.get(cell_uuid)
 
-    def resolve_many(self, entries: Mapping[str, Entry]) -> dict[str, CellMapping]:
+    def resolve_many(self, entries: Mapping[str, Entry], asked_at: int) -> dict[str, CellMapping]:
         """The same for many; the answer lacks those that are not mapped."""
         found: dict[str, CellMapping] = {}
         absent: dict[str, Lease | Absent] = {}
+        meaningless: list[str] = []
         for key, entry in entries.items():
             if not isinstance(entry, bytes):
                 absent[key] = entry
@@ -68,12 +69,13 @@ class ReadThrough:
             except InstanceNotMapped:
                 continue
             except (Undecodable, CellNotFound):
-                absent[key] = self._discard(key)
+                meaningless.append(key)
+        if meaningless:
+            absent |= self._discard(meaningless)
         if absent:
             self._count_misses(absent.values())
-            cells = self._store.cells_of(list(absent))
-            self._fill({key: (lease, cells.get(key)) for key, lease in absent.items() if isinstance(lease, Lease)})
-            found.update((key, self._cells.get(cell_uuid)) for key, cell_uuid in cells.items())
+            cells = self._read(absent, asked_at)
+            found.update((key, self._cells.get(cell)) for key, cell in cells.items() if cell is not None)
         return found
 
     def _cell_in(self, key: str, value: bytes) -> CellMapping:
@@ -85,71 +87,111 @@ class ReadThrough:
         self._counters.hits.add()
         return cell
 
-    def _discard(self, key: str) -> Lease | Absent:
-        """Remove an entry that means nothing to us: corrupt, foreign, or naming a cell that is no more.
+    def _discard(self, keys: Sequence[str]) -> dict[str, Lease | Absent]:
+        """Remove entries that mean nothing to us: corrupt, foreign, or naming a cell that is no more.
 
-        Return what its absence brings: most likely the lease to put something better there.
+        Return what their absence brings: most likely the leases to put something better there.
         """
-        self._counters.undecodable.add()
-        self._backend.invalidate_multi([key])
-        entry = self._backend.lookup(key)
-        return Absent.LEASED if isinstance(entry, bytes) else entry
+        self._counters.undecodable.add_many(len(keys))
+        self._backend.invalidate_multi(keys)
+        entries = self._look(keys)
+        return {key: Absent.LEASED if isinstance(entry, bytes) else entry for key, entry in entries.items()}
 
-    def _read(self, key: str, entry: Lease | Absent) -> str | None:
+    def _read(self, entries: Mapping[str, Lease | Absent], asked_at: int) -> dict[str, str | None]:
         """Return what the table says, read once for all threads that ask at the same time."""
-        began = beginning()
-        while True:
-            flight, leading = self._flights.join(key, lead=isinstance(entry, Lease))
-            if leading:
-                return self._fetch(key, entry, flight)
-            cell_uuid = flight.wait(self._longest_flight_s)
-            if flight.began > began:
-                return cell_uuid
-            # The flight may have read the row before a write that returned before we began. If so, that write took
-            # away the flight's lease: what the cache holds now is right, and mostly it is the flight's answer.
-            now_there = self._look_again(key)
-            if isinstance(now_there, bytes):
-                return decode(now_there)
-            entry = now_there
+        answers: dict[str, str | None] = {}
+        while entries:
+            granted_at = beginning()
+            leased = {key for key, entry in entries.items() if isinstance(entry, Lease)}
+            own, others = self._flights.join(entries, leased=leased, asked_at=asked_at)
+            if own.keys:
+                answers |= self._lead(own, {key: entries[key] for key in own.keys})
+            if not others:
+                return answers
+            answers |= self._follow(others, entries, asked_at, granted_at)
+            # What is missing was read by a flight that began before we asked, perhaps before a write that returned
+            # before we asked. If so, that write took away the flight's lease: what the cache holds now is right, and
+            # mostly it is the flight's answer.
+            found, entries = self._ask_again([key for key in others if key not in answers])
+            answers |= found
+        return answers
 
-    def _fetch(self, key: str, entry: Lease | Absent, flight: Flight[str | None]) -> str | None:
+    def _lead(self, flight: Flight[str | None], entries: Mapping[str, Lease | Absent]) -> dict[str, str | None]:
         try:
-            cell_uuid = self._answer(key, entry, flight)
+            answers = self._fetch(flight, entries)
         except BaseException as error:
-            self._flights.end(key, flight)
+            self._flights.end(flight)
             flight.fail(error)
             raise
-        self._flights.end(key, flight)
-        flight.land(cell_uuid)
-        return cell_uuid
+        self._flights.end(flight)
+        flight.land(answers)
+        return answers
 
-    def _answer(self, key: str, entry: Lease | Absent, flight: Flight[str | None]) -> str | None:
-        if entry is Absent.LEASED:
-            # Another reader is fetching it, in this process or elsewhere, and will be done in a moment: if every one
-            # of a fleet that looks for a hot instance read it for itself, the database would have it all at once.
-            for pause_s in _PAUSES_S:
-                time.sleep(pause_s)
-                newer = self._flights.current(key)
-                if newer is not None and newer is not flight:  # that reader is of this process, and began after us
-                    return newer.wait(self._longest_flight_s)
-            now_there = self._look_again(key)
-            if isinstance(now_there, bytes):
-                return decode(now_there)
-            entry = now_there
-        cell_uuid = self._store.cell_of(key)
-        if isinstance(entry, Lease):
-            self._fill({key: (entry, cell_uuid)})
-        return cell_uuid
+    def _fetch(self, flight: Flight[str | None], entries: Mapping[str, Lease | Absent]) -> dict[str, str | None]:
+        answers: dict[str, str | None] = {}
+        absent = dict(entries)
+        waiting = [key for key, entry in entries.items() if entry is Absent.LEASED]
+        alone = self._without_holder(flight, waiting) if waiting else []
+        flight.take_off()  # once for all that is read from here on: answers of the cache are answers too
+        if alone:
+            answers, still_absent = self._ask_again(alone)
+            absent |= still_absent
+        rest = [key for key in absent if key not in answers]
+        if rest:
+            cells = {rest[0]: self._store.cell_of(rest[0])} if len(rest) == 1 else self._store.cells_of(rest)
+            answers |= {key: cells.get(key) for key in rest}
+            self._fill({key: (entry, answers[key]) for key, entry in absent.items() if isinstance(entry, Lease)})
+        return answers
 
-    def _look_again(self, key: str) -> Entry:
-        """Ask the cache once more; bytes that come back from here can be decoded."""
-        entry = self._backend.lookup(key)
-        if isinstance(entry, bytes):
+    def _without_holder(self, flight: Flight[str | None], keys: Sequence[str]) -> list[str]:
+        """Wait a moment for those who hold these leases; return the keys of those who have not come aboard.
+
+        Another reader is fetching them, in this process or elsewhere, and will be done in a moment: if every one of a
+        fleet that looks for a hot instance read it for itself, the database would have it all at once.
+        """
+        for pause_s in _PAUSES_S:
+            time.sleep(pause_s)
+            if flight.leased.issuperset(keys):
+                break
+        return [key for key in keys if key not in flight.leased]
+
+    def _follow(
+        self, flights: Mapping[str, Flight[str | None]], entries: Mapping[str, Entry], asked_at: int, granted_at: int
+    ) -> dict[str, str | None]:
+        """Wait for the reads of others; return the answers of those that began after we asked."""
+        deadline = time.monotonic() + self._longest_flight_s
+        landed = {key: flight.wait(max(0.0, deadline - time.monotonic())) for key, flight in flights.items()}
+        answers = {key: landed[key][key] for key, flight in flights.items() if flight.began_after(asked_at)}
+        leases = {key: entry for key in answers if isinstance(entry := entries[key], Lease)}
+        self._fill(
+            {key: (lease, answers[key]) for key, lease in leases.items() if flights[key].began_after(granted_at)}
+        )
+        # The rest were read after we asked, and perhaps before the lease was ours. A write may have come in between,
+        # which such a lease has not seen: it must not be filled with that, and others should not wait for it.
+        unfit = [key for key in leases if not flights[key].began_after(granted_at)]
+        if unfit:
+            self._backend.invalidate_multi(unfit)
+        return answers
+
+    def _look(self, keys: Sequence[str]) -> dict[str, Entry]:
+        if len(keys) == 1:
+            return {keys[0]: self._backend.lookup(keys[0])}
+        return dict(zip(keys, self._backend.lookup_multi(keys), strict=True)) if keys else {}
+
+    def _ask_again(self, keys: Sequence[str]) -> tuple[dict[str, str | None], dict[str, Lease | Absent]]:
+        """Return what the cache says now, and for the rest what it has in place of an answer."""
+        answers: dict[str, str | None] = {}
+        absent: dict[str, Lease | Absent] = {}
+        meaningless: list[str] = []
+        for key, entry in self._look(keys).items():
+            if not isinstance(entry, bytes):
+                absent[key] = entry
+                continue
             try:
-                decode(entry)
+                answers[key] = decode(entry)
             except Undecodable:
-                return self._discard(key)
-        return entry
+                meaningless.append(key)
+        return answers, absent | self._discard(meaningless) if meaningless else absent
 
     def _fill(self, answers: Mapping[str, tuple[Lease, str | None]]) -> None:
         mapped_s, not_mapped_s = self._limits.ttl_s, self._limits.negative_ttl_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from cellcache import CellDirectory, CellMapping, CommitUnknown, DatabaseUnavailable, InstanceNotMapped, SchemaError
-from cellcache.flights import Flight, Flights
+from cellcache.flights import Flight, Flights, beginning
 from cellcache.protocol import Absent, Lease
 from tests.caches import eventually
 from tests.directories import CACHES, HERE, THERE, Site, open_site
@@ -56,8 +56,8 @@ class SlowReads:
             assert self.go_on.wait(PATIENCE_S)
             return answer
 
-        def counted_join(key: str, *, lead: bool) -> Any:
-            joined = join(key, lead=lead)
+        def counted_join(keys: Iterable[str], **about: Any) -> Any:
+            joined = join(keys, **about)
             with self._lock:
                 self.joined += 1
             return joined
@@ -111,19 +111,96 @@ def test_concurrent_misses_cost_one_read(
     assert directory.stats().fills_stored == 1
 
 
-def test_misses_at_the_same_instant_cost_two_reads_at_most(
+def test_misses_at_the_same_instant_cost_one_read(
     directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:
-    """Two, where one who was told that another has the lease is on its way to SQL before that other is.
-
-    Its answer cannot be stored, since its read may have begun before the lease was granted.
-    """
     futures = [pool.submit(directory.resolve_cell, key) for _ in range(16)]
     slow.wait_for_joined(16)
     slow.go_on.set()
     assert [cell(future) for future in futures] == [HERE] * 16
-    assert slow.reads <= 2
+    assert slow.reads == directory.stats().sql_reads == 1
+
+
+def test_who_is_told_of_a_lease_before_its_holder_is_waits_for_that_holder(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A is granted the lease; B is told so and is first at the flight; A comes aboard, B reads, A stores."""
+    lease_of_a, b_waits = _held_back(directory, monkeypatch), threading.Event()
+    monkeypatch.setattr("cellcache.read_through._PAUSES_S", _Pauses(b_waits, PATIENCE_S))
+    a = pool.submit(directory.resolve_cell, key)
+    lease_of_a.granted.wait(PATIENCE_S)
+    b = pool.submit(directory.resolve_cell, key)
+    assert b_waits.wait(PATIENCE_S)
+    lease_of_a.go_on.set()
+    slow.go_on.set()
+    assert cell(a) == cell(b) == HERE
+    assert slow.reads == 1
     assert directory.stats().fills_stored == 1
+
+
+def test_who_is_granted_a_lease_and_comes_after_the_read_takes_its_answer_and_lets_the_lease_go(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A asks; B, told of A's lease, waits in vain for A and reads; then A learns of its lease. One read, none stored.
+
+    B read after A asked, so its answer is right for A; whether it read after A's lease was granted, A cannot tell.
+    """
+    lease_of_a = _held_back(directory, monkeypatch)
+    a = pool.submit(directory.resolve_cell, key)
+    lease_of_a.granted.wait(PATIENCE_S)
+    b = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    lease_of_a.go_on.set()
+    slow.wait_for_joined(2)
+    slow.go_on.set()
+    assert cell(a) == cell(b) == HERE
+    assert slow.reads == 1
+    assert directory.stats().fills_stored == 0
+    assert directory.resolve_cell(key).uuid == HERE  # the lease stands in nobody's way
+    assert directory.stats().fills_stored == 1
+
+
+def test_misses_of_many_at_once_and_of_one_share_a_read(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
+) -> None:
+    one = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    many = pool.submit(directory.resolve_cells, [key])
+    slow.wait_for_joined(2)
+    slow.go_on.set()
+    assert cell(one) == many.result(PATIENCE_S)[key].uuid == HERE
+    assert directory.stats().sql_reads == 1
+
+
+def test_many_that_overlap_are_each_read_once(
+    site: Site, directory: CellDirectory, pool: ThreadPoolExecutor, slow: SlowReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [str(uuid4()) for _ in range(30)]
+    site.open().map_instances((key, HERE, PROJECT) for key in keys)
+    for key in keys:
+        site.cache.evict(key)
+    read, reading, asked_for = directory._store.cells_of, threading.Semaphore(0), list[str]()
+
+    def slow_read(keys: list[str]) -> Mapping[str, str]:
+        asked_for.extend(keys)
+        answers = read(keys)
+        reading.release()
+        assert slow.go_on.wait(PATIENCE_S)
+        return answers
+
+    monkeypatch.setattr(directory._store, "cells_of", slow_read)
+    first = pool.submit(directory.resolve_cells, keys[:20])
+    assert reading.acquire(timeout=PATIENCE_S)
+    second = pool.submit(directory.resolve_cells, keys[10:])
+    assert reading.acquire(timeout=PATIENCE_S)
+    slow.go_on.set()
+    assert first.result(PATIENCE_S).keys() == set(keys[:20])
+    assert second.result(PATIENCE_S).keys() == set(keys[10:])
+    assert sorted(asked_for) == sorted(keys)
+    assert directory.stats().sql_reads == 2
+    assert directory.stats().fills_stored == 30
 
 
 def test_concurrent_misses_of_what_is_not_mapped_cost_one_read(
@@ -277,6 +354,42 @@ def _let_another_process_take_the_lease(site: Site, key: str) -> None:
     assert other.lookup(key) is Absent.LEASED
 
 
+class _Pauses(tuple[float, ...]):
+    """How long a reader without the lease waits: until somebody comes aboard, or a long time; tells that it waits."""
+
+    def __new__(cls, waits: threading.Event, limit_s: float) -> _Pauses:
+        pauses = super().__new__(cls, [0.001] * int(limit_s * 1000))
+        pauses._waits = waits
+        return pauses
+
+    _waits: threading.Event
+
+    def __iter__(self) -> Iterator[float]:
+        self._waits.set()
+        return super().__iter__()
+
+
+class _HeldBack:
+    def __init__(self) -> None:
+        self.granted, self.go_on = threading.Event(), threading.Event()
+
+
+def _held_back(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> _HeldBack:
+    """Hold the first lookup back between its reply and what it does with it."""
+    held_back, lookup = _HeldBack(), directory._lookup
+
+    def look_up(key: str) -> Any:
+        entry = lookup(key)
+        if not held_back.granted.is_set():
+            assert isinstance(entry, Lease)
+            held_back.granted.set()
+            assert held_back.go_on.wait(PATIENCE_S)
+        return entry
+
+    monkeypatch.setattr(directory, "_lookup", look_up)
+    return held_back
+
+
 # -- the flight itself -------------------------------------------------------------------------------------------
 
 
@@ -293,31 +406,46 @@ def test_interrupted_leader_leaves_the_others_an_error() -> None:
         flight.wait(PATIENCE_S)
 
 
+def join(flights: Flights[str], *keys: str, leased: bool = False) -> tuple[Flight[str], dict[str, Flight[str]]]:
+    return flights.join(keys, leased=keys if leased else (), asked_at=beginning())
+
+
 def test_flight_that_has_ended_is_joined_by_nobody() -> None:
     flights: Flights[str] = Flights()
-    first, leads = flights.join("k", lead=False)
-    assert leads
-    assert flights.join("k", lead=False) == (first, False)
-    flights.end("k", first)
-    second, leads = flights.join("k", lead=False)
-    assert leads
-    assert second is not first
-    assert second.began > first.began
+    first, others = join(flights, "k")
+    assert (first.keys, others) == (["k"], {})
+    own, others = join(flights, "k", "l")
+    assert (own.keys, others) == (["l"], {"k": first})
+    flights.end(first)
+    second, others = join(flights, "k")
+    assert (second.keys, others) == (["k"], {})
 
 
 def test_end_of_a_flight_that_was_replaced_leaves_the_other() -> None:
     flights: Flights[str] = Flights()
-    first, _ = flights.join("k", lead=True)
-    second, leads = flights.join("k", lead=True)
-    assert leads
-    flights.end("k", first)
-    assert flights.join("k", lead=False) == (second, False)
+    first, _ = join(flights, "k", leased=True)
+    first.take_off()
+    second, others = join(flights, "k", leased=True)
+    assert (second.keys, others) == (["k"], {})
+    flights.end(first)
+    assert join(flights, "k")[1] == {"k": second}
+
+
+def test_holder_of_a_lease_waits_for_a_read_that_has_not_begun() -> None:
+    flights: Flights[str] = Flights()
+    first, _ = join(flights, "k")
+    granted_at = beginning()
+    own, others = join(flights, "k", leased=True)
+    assert (own.keys, others, first.leased) == ([], {"k": first}, {"k"})
+    assert not first.began_after(granted_at)
+    first.take_off()
+    assert first.began_after(granted_at)
 
 
 def test_every_waiter_gets_the_answer() -> None:
     flight: Flight[str] = Flight()
-    wait: Callable[[], str] = lambda: flight.wait(PATIENCE_S)  # noqa: E731
+    wait: Callable[[], Mapping[str, str]] = lambda: flight.wait(PATIENCE_S)  # noqa: E731
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(wait) for _ in range(4)]
-        flight.land("answer")
-        assert [future.result(PATIENCE_S) for future in waiting] == ["answer"] * 4
+        flight.land({"k": "answer"})
+        assert [future.result(PATIENCE_S) for future in waiting] == [{"k": "answer"}] * 4

@@ -48,6 +48,7 @@ OF_THREE = [
 IN_ONE_PROCESS = [
     Scenario(("resolve", "resolve", "move"), processes=(0, 0, 1)),
     Scenario(("resolve", "resolve", "prune"), processes=(0, 0, 0)),
+    Scenario(("resolve", "resolve many", "create"), mapped=False, processes=(0, 0, 1)),
 ]
 WITH_RESTART = [
     Scenario(("resolve", "move"), faults=frozenset({"restart"})),
@@ -101,22 +102,23 @@ def walk_all(
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_every_step_is_a_stop(backend: str, request: pytest.FixtureRequest) -> None:
     """What the walks rest on: were a request or a statement not to stop, orders would be missing unnoticed."""
+    read, told = "join a flight, take off, SELECT", "end the flight, land"
     expected = {
         "memory": {
-            "resolve": "look into the memory, lookup, join a flight, SELECT, fill_multi, end the flight, land",
-            "resolve many": "lookup_multi, lookup, SELECT, fill_multi",
+            "resolve": f"look into the memory, ask, lookup, {read}, fill_multi, {told}",
+            "resolve many": f"ask, lookup_multi, lookup, {read}, fill_multi, {told}",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, INSERT, COMMIT, settle_multi",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, INSERT, COMMIT, settle_multi",
         },
         "memcached": {
-            "resolve": "lookup, mg, join a flight, SELECT, fill_multi, ms, end the flight, land",
-            "resolve many": "lookup_multi, mg, SELECT, fill_multi, ms",
+            "resolve": f"ask, lookup, mg, {read}, fill_multi, ms, {told}",
+            "resolve many": f"ask, lookup_multi, mg, {read}, fill_multi, ms, {told}",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, ms, INSERT, COMMIT, settle_multi, ms",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, ms, INSERT, COMMIT, settle_multi, md",
         },
         "redis": {
-            "resolve": "lookup, SET, join a flight, SELECT, fill_multi, EVALSHA, end the flight, land",
-            "resolve many": "lookup_multi, SET, SELECT, fill_multi, EVALSHA",
+            "resolve": f"ask, lookup, SET, {read}, fill_multi, EVALSHA, {told}",
+            "resolve many": f"ask, lookup_multi, SET, {read}, fill_multi, EVALSHA, {told}",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
         },

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from cellcache import read_through
 from cellcache.codec import FENCE
+from cellcache.flights import Flight
 from cellcache.invalidations import Invalidations
 from cellcache.protocol import Fence, Fill, Settlement
 from tests.interleavings.checks import Property
@@ -192,7 +192,7 @@ MUTATIONS = [
         "whoever waits for a flight takes its answer, whenever it began",
         Scenario(("resolve", "resolve", "prune", "resolve"), processes=(0, 0, 1, 2)),
         "stale read",
-        applied=lambda _world: mock.patch.object(read_through, "beginning", return_value=0),
+        applied=lambda _world: mock.patch.object(Flight, "began_after", return_value=True),
         most_switches=2,
         way=(
             (0, "end the flight"),

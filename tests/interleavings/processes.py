@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +13,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from cellcache import CellDirectory, Settings, invalidations
+from cellcache import directory as directory_module
 from cellcache.backends.node import Node
-from cellcache.flights import Flight, Flights
+from cellcache.flights import Flight, Flights, beginning
 from cellcache.protocol import Fence
 from cellcache.store import Store
 from tests.interleavings.scheduler import Kind, Operation, current, stop
@@ -74,28 +75,38 @@ class Process:
 @contextmanager
 def stops_in_flights() -> Iterator[None]:
     """Stop where the threads of one process meet; and let rows be delivered as soon as they are committed."""
-    join, end, land = Flights.join, Flights.end, Flight.land
+    join, end, take_off, land = Flights.join, Flights.end, Flight.take_off, Flight.land
     wait: Callable[[Flight[Any], float], Any] = Flight.wait
 
-    def stop_and_join(flights: Flights[Any], key: str, *, lead: bool) -> tuple[Flight[Any], bool]:
+    def stop_and_begin() -> int:
+        stop("flight", "ask")
+        return beginning()
+
+    def stop_and_join(flights: Flights[Any], keys: Iterable[str], **about: Any) -> Any:
         stop("flight", "join a flight")
-        return join(flights, key, lead=lead)
+        return join(flights, keys, **about)
 
-    def stop_and_end(flights: Flights[Any], key: str, flight: Flight[Any]) -> None:
+    def stop_and_end(flights: Flights[Any], flight: Flight[Any]) -> None:
         stop("flight", "end the flight")
-        end(flights, key, flight)
+        end(flights, flight)
 
-    def stop_and_land(flight: Flight[Any], answer: Any) -> None:
+    def stop_and_take_off(flight: Flight[Any]) -> None:
+        stop("flight", "take off")
+        take_off(flight)
+
+    def stop_and_land(flight: Flight[Any], answers: Any) -> None:
         stop("flight", "land")
-        land(flight, answer)
+        land(flight, answers)
 
     def stop_and_wait(flight: Flight[Any], limit_s: float) -> Any:
         stop("flight", "wait for the flight", flight._landed.is_set)
         return wait(flight, limit_s)
 
     with (
+        mock.patch.object(directory_module, "beginning", stop_and_begin),
         mock.patch.object(Flights, "join", stop_and_join),
         mock.patch.object(Flights, "end", stop_and_end),
+        mock.patch.object(Flight, "take_off", stop_and_take_off),
         mock.patch.object(Flight, "land", stop_and_land),
         mock.patch.object(Flight, "wait", stop_and_wait),
         mock.patch.object(invalidations, "GRACE_S", -3600.0),
