@@ -184,14 +184,16 @@ class MemcachedBackend(LeasingBackend):
         for position, reply in self._outcomes(wanted, compose):
             settled[position] = reply.words[0] in {b"HD", b"NF"}
         # The rest: fences that were lost or replaced, and those whose connection broke, token and all.
-        for position, done in enumerate(settled):
-            if not done:
-                key, fence, _, _ = settlements[position]
-                settled[position] = self._remove_unless_fenced(key, fence.mark)
+        rest = [position for position, done in enumerate(settled) if not done]
+        removed = self._remove_unless_fenced(
+            [settlements[p].key for p in rest], [settlements[p].fence.mark for p in rest]
+        )
+        for position, done in zip(rest, removed, strict=True):
+            settled[position] = done
         return settled
 
     def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
-        return [self._remove_unless_fenced(key) for key in keys]
+        return self._remove_unless_fenced(keys, [b""] * len(keys))
 
     def store_multi(self, values: Mapping[str, bytes]) -> None:
         keys, bodies = list(values), list(values.values())
@@ -284,32 +286,55 @@ class MemcachedBackend(LeasingBackend):
                     continue
                 yield batch, found
 
-    def _remove_unless_fenced(self, key: str, own_mark: bytes = b"") -> bool:
-        """Remove what stands there unless it is another writer's fence; return whether that is certain.
+    def _remove_unless_fenced(self, keys: Sequence[str], own_marks: Sequence[bytes]) -> list[bool]:
+        """Remove what stands there unless it is another writer's fence; say of which that is certain.
 
-        Look, then remove exactly what was seen; if it has changed in between, look again.
+        Look, then remove exactly what was seen; where it has changed in between, look again.
         """
-        wire, node = self._wire(key)
+        certain = [False] * len(keys)
+        undecided = list(range(len(keys)))
         for _ in range(_LOOKS):
-            connection = node.idle_connection()
-            if connection is None:
-                return False
-            try:
-                tag = b"O%d" % connection.opaque()
-                seen = _only(node, connection.ask(b"mg " + wire + b" b v " + tag + b" c\r\n"), tag)
-                if seen.words[0] == b"EN":
-                    return True
-                if seen.words[0] != b"VA":
-                    return False
-                if seen.body.startswith(FENCE) and seen.body != own_mark:
-                    return True
-                removed = _only(node, connection.ask(_remove(wire, tag, _token(seen))), tag)
-                if removed.words[0] in {b"HD", b"NF"}:
-                    return True
-            except OSError as error:
-                node.failed(connection, error)
-                return False
-        return False
+            if not undecided:
+                break
+            doomed: list[tuple[int, Reply, Connection]] = []
+            for position, (seen, connection) in self._see(keys, undecided):
+                fenced = seen.body.startswith(FENCE) and seen.body != own_marks[position]
+                if seen.words[0] == b"EN" or fenced:
+                    certain[position] = True
+                elif seen.words[0] == b"VA":
+                    doomed.append((position, seen, connection))
+            removed = self._remove_seen(keys, doomed)
+            for position in removed:
+                certain[position] = True
+            undecided = [position for position, _, _ in doomed if not certain[position]]
+        return certain
+
+    def _see(self, keys: Sequence[str], positions: Sequence[int]) -> Iterator[tuple[int, tuple[Reply, Connection]]]:
+        """Look at what stands there without taking a lease; yield those that were answered, and over what connection.
+
+        The flags are in an order that keeps the replies from being parsed as hits, which would lose their tokens.
+        """
+        wires, wanted = self._locate([keys[position] for position in positions])
+
+        def compose(chosen: Sequence[int], tag: bytes) -> bytes:
+            return b"".join([b"mg %b b v c %b\r\n" % (wires[at], tag) for at in chosen])
+
+        def read(replies: Sequence[Reply | Hit], connection: Connection) -> list[tuple[Reply, Connection]]:
+            return [(reply, connection) for reply in _changes(replies, connection)]
+
+        for chosen, seen in self._converse(wanted, compose, read):
+            yield from zip([positions[at] for at in chosen], seen, strict=True)
+
+    def _remove_seen(self, keys: Sequence[str], doomed: Sequence[tuple[int, Reply, Connection]]) -> list[int]:
+        """Remove exactly what was seen; return the positions where nothing of it is left."""
+        wires, wanted = self._locate(
+            [keys[position] for position, _, _ in doomed], [connection for _, _, connection in doomed]
+        )
+
+        def compose(chosen: Sequence[int], tag: bytes) -> bytes:
+            return b"".join([_remove(wires[at], tag, _token(doomed[at][1])) for at in chosen])
+
+        return [doomed[at][0] for at, reply in self._outcomes(wanted, compose) if reply.words[0] in {b"HD", b"NF"}]
 
 
 def _send(connection: Connection, compose: _Compose, positions: Sequence[int], tag: bytes) -> None:

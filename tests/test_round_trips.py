@@ -238,6 +238,18 @@ def test_prune_of_a_thousand_is_two_round_trips_per_node_and_three_statements(
     assert (costs.round_trips, verbs(costs)) == (0, ["SELECT instance_mapping"])
 
 
+def test_invalidations_of_a_thousand_are_two_round_trips_per_node_at_most(
+    site: Site, directory: CellDirectory, meter: Meter
+) -> None:
+    """memcached: look, and remove exactly what was seen. Redis does both in one script."""
+    keys = new_uuids(1000)
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    with meter.count(site.ports()) as costs:
+        assert all(directory._backend.invalidate_multi(keys))
+    assert costs.round_trips == nodes(site) * (2 if isinstance(site.cache, MemcachedCache) else 1)
+    assert directory._backend.peek_multi(keys) == [None] * 1000
+
+
 # -- space -------------------------------------------------------------------------------------------------------
 
 
