@@ -92,7 +92,7 @@ class Transaction:
             "in_cell_uuid": cell_uuid,
             "new_project_id": project_id,
         }
-        if self._connection.dialect.insert_returning:
+        if self._connection.dialect.name == "postgresql":  # the others tell the new id without being asked
             new_id = self._connection.scalar(_insert_mapping_returning, row)
         else:
             result = self._connection.execute(_insert_mapping, row)
