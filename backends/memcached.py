@@ -18,9 +18,9 @@ so one of before may match an item of after. A restart breaks the connection, an
 from __future__ import annotations
 
 import secrets
-import time
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 from cellcache.codec import FENCE, MAPPED_SIZE, MARK
@@ -91,22 +91,23 @@ class MemcachedBackend(LeasingBackend):
         connection = node.connection()
         if connection is None:
             return Absent.UNREACHABLE
+        began = monotonic()
         try:
-            return self._get(node, connection, wire)
-        except ConnectionError:
-            connection = node.broke_while_idle(connection)
+            return self._get(node, connection, wire, began)
+        except ConnectionError as error:
+            connection = node.broke(connection, error, monotonic() - began)
             if connection is None:
                 return Absent.UNREACHABLE
         except OSError as error:
             node.failed(connection, error)
             return Absent.UNREACHABLE
         try:
-            return self._get(node, connection, wire)
+            return self._get(node, connection, wire, began)
         except OSError as error:
             node.failed(connection, error)
             return Absent.UNREACHABLE
 
-    def _get(self, node: Node[Connection], connection: Connection, wire: bytes) -> bytes | Lease | Absent:
+    def _get(self, node: Node[Connection], connection: Connection, wire: bytes, began: float) -> bytes | Lease | Absent:
         tag = b"O%d" % connection.opaque()
         connection.send(b"mg " + wire + b" b v " + tag + self._get_tail)
         received = connection.recv(512)
@@ -116,7 +117,8 @@ class MemcachedBackend(LeasingBackend):
             return value  # it came in one piece, and so do nearly all
         if not received:
             raise ConnectionResetError("closed by the server")
-        return _entry(_only(node, connection.replies(1, received), tag), connection)
+        replies = connection.replies(1, received, began + self._timeout_s)
+        return _entry(_only(node, replies, tag), connection)
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return self._get_multi(keys, self._get_tail)
@@ -275,7 +277,7 @@ class MemcachedBackend(LeasingBackend):
                         sent.append((node, connection, batch, tag))
                     except OSError as error:
                         node.failed(connection, error)
-            deadline = None if len(sent) == 1 else time.monotonic() + self._timeout_s
+            deadline = monotonic() + self._timeout_s
             for node, connection, batch, tag in sent:
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
@@ -427,9 +429,9 @@ def _address(server: str) -> str | tuple[str, int]:
 def _status(node: Node[Connection]) -> NodeStatus:
     try:
         connection = node.check()
-        began = time.monotonic()
+        began = monotonic()
         connection.ask(b"mn\r\n")
-        took_s = time.monotonic() - began
+        took_s = monotonic() - began
         connection.close()
     except BackendUnsupported as error:
         return NodeStatus(node.name, None, None, str(error), supported=False)

@@ -73,6 +73,16 @@ class Node(Generic[Connection]):
         self._retire(connection)
         self._rest(error)
 
+    def broke(self, connection: Connection, error: OSError, after_s: float) -> Connection | None:
+        """Replace a connection that broke so soon after a request that it had most likely been closed before it.
+
+        One that kept its caller waiting is a failure of the node: to ask again would double the wait.
+        """
+        if after_s < self._timeout_s / 4:
+            return self.broke_while_idle(connection)
+        self.failed(connection, error)
+        return None
+
     def broke_while_idle(self, connection: Connection) -> Connection | None:
         """Replace a connection that the server had closed before this request, as after a restart or idle time."""
         self._retire(connection)

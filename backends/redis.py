@@ -51,15 +51,15 @@ class RedisBackend(LeasingBackend):
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__(arguments)
-        timeout_s: float = arguments.get("timeout_s", 0.05)
+        self._timeout_s: float = arguments.get("timeout_s", 0.05)
         prefix: bytes = arguments.get("key_prefix", "").encode()
-        new_connection = connector(arguments, timeout_s)
+        new_connection = connector(arguments, self._timeout_s)
         name = shown(new_connection())
 
         def dial() -> Connection:
-            return Connection(new_connection(), name, prefix, timeout_s)
+            return Connection(new_connection(), name, prefix, self._timeout_s)
 
-        self._node = Node(name, dial, timeout_s=timeout_s, retry_s=arguments.get("retry_s", 1.0))
+        self._node = Node(name, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
         self._lease_options = bulks(b"NX", b"GET", b"PX", _milliseconds(self.lease_ttl_s))
 
     @property
@@ -71,11 +71,13 @@ class RedisBackend(LeasingBackend):
         if connection is None:
             return Absent.UNREACHABLE
         token = LEASE + secrets.token_bytes(8)
+        began = time.monotonic()
         try:
             connection.send(self._lookups(connection, [raw_key(key)], token))
-            (reply,) = connection.replies(1, connection.recv(4096))
-        except ConnectionError:
-            self._node.broke_while_idle(connection)
+            (reply,) = connection.replies(1, connection.recv(4096), began + self._timeout_s)
+        except ConnectionError as error:
+            if self._node.broke(connection, error, time.monotonic() - began) is None:
+                return Absent.UNREACHABLE
             return self.lookup_multi([key])[0]
         except OSError as error:
             self._node.failed(connection, error)
@@ -224,13 +226,14 @@ class RedisBackend(LeasingBackend):
         for again in (True, False):
             if connection is None:
                 break
+            began = time.monotonic()
             try:
                 return connection, connection.ask(compose(connection, positions), len(positions))
             except ConnectionError as error:
                 if not again:
                     self._node.failed(connection, error)
                     break
-                connection = self._node.broke_while_idle(connection)
+                connection = self._node.broke(connection, error, time.monotonic() - began)
             except OSError as error:
                 self._node.failed(connection, error)
                 break

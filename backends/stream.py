@@ -62,21 +62,20 @@ class Stream(abc.ABC, Generic[ReplyT]):
     def replies(self, expected: int, received: bytes = b"", deadline: float | None = None) -> list[ReplyT]:
         """Read on until `expected` replies are complete; `received` is what was read of them already.
 
-        Blocks until the deadline, or for the time limit. After the deadline, what has arrived is read all the same:
-        it passed while another server kept its readers waiting.
+        Blocks until the deadline (on the monotonic clock), or for the time limit. For half the limit more, what has
+        arrived is read all the same: the deadline may have passed while another server kept its readers waiting.
         """
         if deadline is None:
-            return self._replies(expected, received, None)
-        self._limit_waits(deadline - time.monotonic())
+            deadline = time.monotonic() + self.timeout_s
         try:
             return self._replies(expected, received, deadline)
         finally:
-            self._limit_waits(self.timeout_s)
+            if self._waits_s != self.timeout_s:
+                self._limit_waits(self.timeout_s)
 
-    def _replies(self, expected: int, buffer: bytes, deadline: float | None) -> list[ReplyT]:
+    def _replies(self, expected: int, buffer: bytes, deadline: float) -> list[ReplyT]:
         replies: list[ReplyT] = []
         start = 0
-        ends_at = None if deadline is None else deadline + self.timeout_s
         while True:
             if buffer:
                 start = self._parse(buffer, start, replies, expected)
@@ -84,13 +83,11 @@ class Stream(abc.ABC, Generic[ReplyT]):
                 if len(replies) > expected or start != len(buffer):
                     raise Garbled("more was answered than asked")
                 return replies
-            now = time.monotonic()
-            if ends_at is None:
-                ends_at = now + self.timeout_s
-            if now > ends_at:
+            left_s = deadline - time.monotonic()
+            if left_s < -self.timeout_s / 2:
                 raise TimeoutError("the reply was not complete in time")
-            if deadline is not None and now > deadline:
-                self._limit_waits(0.0)
+            if left_s < self.timeout_s * 0.9:  # most replies are there at once, and never come here
+                self._limit_waits(left_s)
             chunk = self._sock.recv(_CHUNK)
             if not chunk:
                 raise ConnectionResetError("closed by the server")
@@ -98,7 +95,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
 
     def _limit_waits(self, seconds: float) -> None:
         """Let no send and no recv wait longer than this; a limit that has passed still lets through what is there."""
-        seconds = max(seconds, 0.001)
+        self._waits_s = seconds = max(seconds, 0.001)
         if self._kernel_waits:
             limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -1,0 +1,111 @@
+"""A server that answers byte by byte: what a lookup waits for it, on a clock of the test's own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cellcache.protocol import Absent
+from tests.scripted import MemcachedConnection, RedisConnection, memcached, redis
+
+LIMIT_S = 5.0
+KEY = "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class DrippingSocket:
+    """Sends a byte `first_s` after it was asked and one every `then_s` after that, for ever."""
+
+    def __init__(self, clock: Clock, first_s: float, then_s: float) -> None:
+        self._clock = clock
+        self._next_s = first_s
+        self._then_s = then_s
+        self._limit_s = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        self._limit_s = seconds
+
+    def sendall(self, data: bytes) -> None:
+        """Take it."""
+
+    def recv(self, _size: int) -> bytes:
+        if self._next_s > self._limit_s:
+            self._clock.now += self._limit_s
+            self._next_s -= self._limit_s
+            raise TimeoutError
+        self._clock.now += self._next_s
+        self._next_s = self._then_s
+        return b"V" if self._then_s else b""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("stream", "redis", "node"):
+        monkeypatch.setattr(f"cellcache.backends.{module}.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("cellcache.backends.memcached.monotonic", clock.monotonic)
+    return clock
+
+
+def backend_over(kind: str, sock: Any) -> Any:
+    connections = iter([(MemcachedConnection if kind == "memcached" else RedisConnection)(sock, LIMIT_S)])
+
+    def dial() -> Any:
+        for connection in connections:
+            return connection
+        raise ConnectionRefusedError("no second connection")
+
+    backend: Any = (memcached if kind == "memcached" else redis)()[0]
+    node = backend._nodes[0] if kind == "memcached" else backend._node
+    node._dial = dial
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+@pytest.mark.parametrize("at_once", [1, 5])
+@pytest.mark.parametrize(
+    ("first_s", "then_s"),
+    [(100.0, 1.0), (0.1, 100.0), (0.98 * LIMIT_S, 0.9 * LIMIT_S), (0.98 * LIMIT_S, 0.0005), (0.01, 0.01)],
+    ids=["never", "once", "late and slowly", "late and fast", "slowly"],
+)
+def test_a_dripping_reply_costs_little_more_than_the_limit(
+    kind: str, at_once: int, first_s: float, then_s: float, clock: Clock
+) -> None:
+    backend = backend_over(kind, DrippingSocket(clock, first_s, then_s))
+    began = clock.now
+    assert backend.lookup_multi([KEY] * at_once) == [Absent.UNREACHABLE] * at_once
+    assert clock.now - began <= 1.5 * LIMIT_S + 0.01
+    assert backend.errors == 1
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+@pytest.mark.parametrize(
+    ("first_s", "then_s"), [(0.98 * LIMIT_S, 0.9 * LIMIT_S), (0.98 * LIMIT_S, 0.0005), (0.01, 0.01)]
+)
+def test_so_does_one_to_a_single_lookup(kind: str, first_s: float, then_s: float, clock: Clock) -> None:
+    backend = backend_over(kind, DrippingSocket(clock, first_s, then_s))
+    began = clock.now
+    assert backend.lookup(KEY) is Absent.UNREACHABLE
+    assert clock.now - began <= 1.5 * LIMIT_S + 0.01
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+def test_a_server_that_hangs_up_late_is_not_asked_again(kind: str, at_once: int, clock: Clock) -> None:
+    backend = backend_over(kind, DrippingSocket(clock, 0.9 * LIMIT_S, 0.0))
+    began = clock.now
+    assert (backend.lookup_multi([KEY] * at_once) if at_once else [backend.lookup(KEY)])[0] is Absent.UNREACHABLE
+    assert clock.now - began <= LIMIT_S
+    assert backend.errors == 1  # which a second try, refused, would have made two
