@@ -31,7 +31,7 @@ from .keys import Placement, raw_key, raw_keys
 from .leasing import LeasingBackend
 from .node import Node
 from .stream import Garbled, reason
-from .wire import Connection, Hit, Reply
+from .wire import AnyReply, Connection, Grant, Reply
 
 _AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
 _TLS_RECORD = 12_000  # less than a record of TLS holds, and than memcached reads at a time: 16 KB each
@@ -41,7 +41,7 @@ _LOOKS = 8  # how often a removal that loses every race against other clients is
 T = TypeVar("T")
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
-_Read = Callable[[Sequence[Reply | Hit], Connection], list[T]]  # what the replies to them mean
+_Read = Callable[[Sequence[AnyReply], Connection], list[T]]  # what the replies to them mean
 _Wanted = tuple[Node[Connection], Connection, Sequence[int]]  # the positions whose keys live on the node
 
 
@@ -160,7 +160,7 @@ class MemcachedBackend(LeasingBackend):
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
-        def read(replies: Sequence[Reply | Hit], connection: Connection) -> list[Fence | None]:
+        def read(replies: Sequence[AnyReply], connection: Connection) -> list[Fence | None]:
             changes = _changes(replies, connection)
             return [Fence(mark, _token(one), connection) if one.words[0] == b"HD" else None for one in changes]
 
@@ -321,7 +321,7 @@ class MemcachedBackend(LeasingBackend):
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
             return b"".join([b"mg %b b v c %b\r\n" % (wires[at], tag) for at in chosen])
 
-        def read(replies: Sequence[Reply | Hit], connection: Connection) -> list[tuple[Reply, Connection]]:
+        def read(replies: Sequence[AnyReply], connection: Connection) -> list[tuple[Reply, Connection]]:
             return [(reply, connection) for reply in _changes(replies, connection)]
 
         for chosen, seen in self._converse(wanted, compose, read):
@@ -364,7 +364,7 @@ def _remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
     return b"md %b b %b C%b\r\n" % (wire, tag, token)
 
 
-def _refusals(replies: Sequence[Reply | Hit], tag: bytes) -> int:
+def _refusals(replies: Sequence[AnyReply], tag: bytes) -> int:
     """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
     refusals = 0
     for reply in replies:
@@ -378,18 +378,18 @@ def _refusals(replies: Sequence[Reply | Hit], tag: bytes) -> int:
     return refusals
 
 
-def _only(node: Node[Connection], replies: Sequence[Reply | Hit], tag: bytes) -> Reply:
+def _only(node: Node[Connection], replies: Sequence[AnyReply], tag: bytes) -> Reply:
     node.errors += _refusals(replies, tag)
     return _in_full(replies[0])
 
 
-def _in_full(reply: Reply | Hit) -> Reply:
+def _in_full(reply: AnyReply) -> Reply:
     if isinstance(reply, Reply):
         return reply
     raise Garbled("a cell in reply to a change")
 
 
-def _changes(replies: Sequence[Reply | Hit], _: Connection) -> list[Reply]:
+def _changes(replies: Sequence[AnyReply], _: Connection) -> list[Reply]:
     return [_in_full(reply) for reply in replies]
 
 
@@ -400,11 +400,14 @@ def _token(reply: Reply) -> bytes:
     raise Garbled("a reply without a token")
 
 
-def _entries(replies: Sequence[Reply | Hit], connection: Connection) -> list[bytes | Lease | Absent]:
-    return [_entry(reply, connection) if isinstance(reply, Reply) else reply[1] for reply in replies]
+def _entries(replies: Sequence[AnyReply], connection: Connection) -> list[bytes | Lease | Absent]:
+    return [reply[1] if type(reply) is tuple else _entry(reply, connection) for reply in replies]
 
 
-def _entry(reply: Reply, connection: Connection) -> bytes | Lease | Absent:
+def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
+    if isinstance(reply, Grant):
+        return Lease(reply.token, connection)
+    reply = _in_full(reply)
     words, body = reply
     if words[0] != b"VA":
         return Absent.UNREACHABLE

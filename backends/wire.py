@@ -36,7 +36,17 @@ Hit = tuple[bytes, bytes]
 """The tag and the value of a reply that holds a cell: what most replies are, without their other words."""
 
 
-class Connection(Stream[Reply | Hit]):
+class Grant(NamedTuple):
+    """The tag and the token of a reply that grants a lease: what most replies are where the cache is cold."""
+
+    tag: bytes
+    token: bytes
+
+
+AnyReply = Reply | Hit | Grant
+
+
+class Connection(Stream[AnyReply]):
     """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
 
     Making one takes at most `timeout_s` for each address of the host, and as long again. Raises OSError (of which a
@@ -80,12 +90,17 @@ class Connection(Stream[Reply | Hit]):
     def close(self) -> None:
         self._client.close()
 
-    def _parse(self, buffer: bytes, start: int, replies: list[Reply | Hit], expected: int) -> int:
+    def _parse(self, buffer: bytes, start: int, replies: list[AnyReply], expected: int) -> int:
         while len(replies) < expected:
             hits = self._hits(buffer, start) if expected > 1 else None
             if hits is not None:
                 replies.extend(self._each_hit(buffer, start, hits.end()))
                 start = hits.end()
+                continue
+            grants = _grants(buffer, start) if expected > 1 else None
+            if grants is not None:
+                replies.extend(map(Grant._make, _each_grant(buffer, start, grants.end())))
+                start = grants.end()
                 continue
             done = _done(buffer, start)
             if done is not None:
@@ -139,6 +154,8 @@ class Connection(Stream[Reply | Hit]):
         return self._server if isinstance(self._server, str) else "{}:{}".format(*self._server)
 
 
+_grants = re.compile(rb"(?:VA 0 O\d+ c\d+ W\r\n\r\n)+").match
+_each_grant = re.compile(rb"VA 0 (O\d+) c(\d+) W\r\n\r\n").findall
 _done = re.compile(rb"HD (O\d+)\r\n(?:HD \1\r\n)*").match
 
 
