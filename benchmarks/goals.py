@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -33,6 +33,9 @@ class Goal(BaseModel):
     against: str
     at_most: Limit | None = None
     at_least: Limit | None = None
+    why: str = ""
+    """Why it cannot be reached, or has not been; shown where a run missed it."""
+    tried: str = ""
 
     @model_validator(mode="after")
     def _has_one_limit(self) -> Self:
@@ -55,6 +58,11 @@ class Outcome:
     measured: Ratio | None
     state: State
     by: float | None
+    case: str
+    of: str
+    why: str = ""
+    tried: str = ""
+    """Both only where the goal was missed."""
 
 
 @cache
@@ -68,15 +76,21 @@ def outcome(goal: Goal, results: Results) -> Outcome:
     case = results.case(goal.case)
     measured = case.ratio(goal.of, goal.against) if case else None
     if measured is None:
-        return Outcome(goal.title, goal.against_title, goal.limit, None, "not measured", None)
+        return Outcome(goal.title, goal.against_title, goal.limit, None, "not measured", None, goal.case, goal.of)
     if goal.at_most is not None:
         by = 1 - measured.median / goal.at_most
     else:
         measured = Ratio(1 / measured.median, 1 / measured.high, 1 / measured.low)
         by = measured.median / (goal.at_least or 1) - 1
-    state: State = "reached" if by >= 0 else "missed"
-    return Outcome(goal.title, goal.against_title, goal.limit, measured, state, by)
+    found = Outcome(goal.title, goal.against_title, goal.limit, measured, "reached", by, goal.case, goal.of)
+    return found if by >= 0 else replace(found, state="missed", why=goal.why, tried=goal.tried)
 
 
 def outcomes(results: Results) -> list[Outcome]:
     return [outcome(goal, results) for goal in goals()]
+
+
+def missed(case: str, results: Results) -> list[str]:
+    """Return the lanes that missed a goal of this case."""
+    found = (outcome(goal, results) for goal in goals() if goal.case == case)
+    return list(dict.fromkeys(each.of for each in found if each.state == "missed"))

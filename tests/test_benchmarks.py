@@ -107,7 +107,17 @@ def test_goal_whose_case_did_not_run_is_not_measured() -> None:
     assert outcome(_goal(at_most=1.0), _results({"a": [1.0]})).state == "not measured"
 
 
-def _goal(**limit: float) -> Goal:
+def test_reasons_are_shown_only_where_the_goal_was_missed() -> None:
+    results = _results({"a": [1.0], "b": [2.0]})
+    goal = _goal(at_most=0.4).model_copy(update={"why": "because", "tried": "all"})
+    found = outcome(goal, results)
+    assert (found.state, found.why, found.tried) == ("missed", "because", "all")
+    reached = outcome(goal.model_copy(update={"at_most": 0.6}), results)
+    assert (reached.state, reached.why, reached.tried) == ("reached", "", "")
+    assert outcome(goal, _results({"a": [1.0]})).why == ""
+
+
+def _goal(**limit: Any) -> Goal:
     return Goal(title="", against_title="", case="case", of="a", against="b", **limit)
 
 
