@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.contenders import CONTENDERS, Contender, Family, Operation
 from benchmarks.instances import Instances
 from benchmarks.options import Options
+from benchmarks.profiles import Profile, profile
 from benchmarks.progress import Progress
 from benchmarks.race import Lane, race
 from benchmarks.results import Case, Figure, percentiles
@@ -40,6 +41,7 @@ class Bench:
         self.random = Random(options.seed)
         self.instances: Instances = world.instances(options.rows)
         self.left_out = [reason for contender in CONTENDERS if (reason := contender.missing())]
+        self.lanes: dict[str, dict[str, Lane]] = {}  # that were raced, by case and key
         self._loaded: dict[tuple[type[Contender], int], Contender] = {}
         self._new = itertools.count(max(options.rows, *options.growth))  # new to every table of the run
         self._never = itertools.count(_NEVER_MAPPED)
@@ -155,7 +157,7 @@ class Bench:
             return
         lanes = [self._lane(contender, operation, prepare, instances, per_batch) for contender in opened]
         counts = {contender.key: self.count(contender, operation, prepare, cached=cached) for contender in opened}
-        figures = self.race(title, lanes)
+        figures = self.race(case, title, lanes)
         for figure in figures:
             found = counts[figure.key]
             figure.cache_round_trips = found.cache_round_trips
@@ -164,7 +166,8 @@ class Bench:
             figure.transaction_statements = found.transaction_statements
         yield Case(case, scenario, title, reference, figures, note=note)
 
-    def race(self, title: str, lanes: Sequence[Lane]) -> list[Figure]:
+    def race(self, case: str, title: str, lanes: Sequence[Lane]) -> list[Figure]:
+        self.lanes[case] = {lane.key: lane for lane in lanes}
         with self.progress.step(title, 1.0) as on_progress:
             done = 0.0
 
@@ -192,6 +195,14 @@ class Bench:
             )
             for lane in lanes
         ]
+
+    def profile(self, case: str, key: str) -> Profile | None:
+        """Profile a lane of a case that has just been raced; None where nothing was timed, as of memory."""
+        lane = self.lanes.get(case, {}).get(key)
+        if lane is None:
+            return None
+        with self.progress.step(f"profiling {lane.title}", 1.0):
+            return profile(case, lane)
 
     def count(self, contender: Contender, operation: Operation, prepare: Prepare, *, cached: bool) -> Counts:
         """Return what one call costs over warm connections: the least of three, as a background thread may ask too."""

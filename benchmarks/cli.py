@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.bench import Bench
 from benchmarks.contenders import CONTENDERS
-from benchmarks.goals import outcomes
+from benchmarks.goals import missed, outcomes
 from benchmarks.machine import machine, versions
 from benchmarks.options import Options
 from benchmarks.progress import Progress
@@ -101,6 +101,9 @@ def measure(options: Options, console: Console, results: Results) -> None:
             for case in scenario(bench):
                 results.cases.append(case)
                 show_case(console, case)
+                # Here, while what the case was measured with is still open.
+                found = (bench.profile(case.key, lane) for lane in missed(case.key, results))
+                results.profiles.extend(filter(None, found))
                 results.took_s = time.monotonic() - began
             progress.scenario_done()
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.profiles import Profile
+
 Unit = Literal["us", "bytes", "per second", "share", "reads", "s"]
 
 
@@ -101,10 +103,15 @@ class Results:
     """How each was used, by its title."""
     cases: list[Case] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
+    """Of what missed a goal."""
     took_s: float = 0.0
 
     def case(self, key: str) -> Case | None:
         return next((case for case in self.cases if case.key == key), None)
+
+    def profile(self, case: str, lane: str) -> Profile | None:
+        return next((found for found in self.profiles if (found.case, found.lane) == (case, lane)), None)
 
     def write(self, path: Path, goals: Sequence[Any] = ()) -> None:
         found = asdict(self) | {"goals": [asdict(goal) for goal in goals]}

@@ -30,10 +30,11 @@ from benchmarks.counting import CountingProxy
 from benchmarks.goals import Goal, goals, outcome
 from benchmarks.instances import Instances
 from benchmarks.options import Options
+from benchmarks.profiles import KINDS, profile
 from benchmarks.progress import Progress
 from benchmarks.race import Lane, race
 from benchmarks.results import Case, Figure, Results
-from benchmarks.scenarios import SCENARIOS, memory
+from benchmarks.scenarios import SCENARIOS, memory, threads, write
 from benchmarks.world import Counts, World
 from tests.servers import Memcached
 
@@ -158,6 +159,77 @@ def test_proxy_counts_a_request_in_pieces_once_and_two_requests_twice() -> None:
             client.sendall(b"mn\r\n")
             assert client.recv(100) == b"MN\r\n"
         assert proxy.round_trips == 2
+
+
+# -- profiles ------------------------------------------------------------------------------------------------------
+
+
+def test_profile_calls_the_operation_with_fresh_arguments_and_names_what_it_calls() -> None:
+    asked: list[int] = []
+
+    def fresh(size: int) -> list[int]:
+        start = len(asked)
+        asked.extend(range(start, start + size))
+        return asked[start:]
+
+    called: list[int] = []
+
+    def operation(argument: int) -> None:
+        called.append(argument)
+
+    found = profile("case", Lane("a", "A", operation, fresh, per_batch=7))
+    assert called == asked == list(range(len(asked)))
+    assert (found.case, found.lane, found.title) == ("case", "a", "A")
+    calls = {line.function.rpartition(".")[2]: line.calls for line in found.lines}
+    assert calls == {"operation": 1.0, "append": 1.0}
+
+
+def test_profile_tells_waiting_for_a_socket_from_work() -> None:
+    here, there = socket.socketpair()
+
+    def echo(request: bytes) -> bytes:
+        there.sendall(request)
+        return here.recv(10)
+
+    with here, there:
+        found = profile("case", Lane("a", "A", echo, lambda size: [b"x"] * size, per_batch=10))
+    kinds = {line.function: (line.kind, line.calls) for line in found.lines}
+    assert kinds["sendall"] == kinds["recv"] == ("cache", 1.0)
+    assert found.kinds_us.keys() == KINDS.keys()
+    assert found.kinds_us["cache"] > 0
+
+
+@needs_servers
+def test_profile_of_a_create_tells_cache_database_and_commit_apart(bench: Bench) -> None:
+    next(write.run_create(bench))
+    found = bench.profile("create", "cellcache.memcached")
+    assert found is not None
+    trips = {(line.function, line.kind): round(line.calls) for line in found.lines if line.kind != "work"}
+    assert trips == {
+        ("sendall", "cache"): 2,
+        ("recv", "cache"): 2,
+        ("sendall", "database"): 3,
+        ("recv_into", "database"): 2,
+        ("recv_into", "commit"): 1,
+    }
+
+
+@needs_servers
+def test_profile_of_threads_is_of_one_of_them(bench: Bench) -> None:
+    together = threads._Together(bench, bench.loaded(OnMemcached), 4)
+    found = profile("threads", together.alone())
+    together.close()
+    assert found.lane == "cellcache.memcached@4"
+    assert found.title.endswith(", in one thread")
+    assert {(line.function, line.kind, line.calls) for line in found.lines if line.kind != "work"} == {
+        ("sendall", "cache", 1.0),
+        ("recv", "cache", 1.0),
+    }
+
+
+def test_case_without_timed_calls_has_no_profile() -> None:
+    with Progress(Console(quiet=True), 1) as progress, World(1, progress.step) as world:
+        assert Bench(_OPTIONS, world, progress).profile("memory-memcached", "cellcache.memcached") is None
 
 
 # -- contenders ----------------------------------------------------------------------------------------------------

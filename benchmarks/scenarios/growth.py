@@ -46,7 +46,7 @@ def run(bench: Bench) -> Iterator[Case]:
                 )
                 for (contender, rows), one in opened.items()
             ]
-            yield Case(case, "growth", title, lanes[0].key, bench.race(title, lanes))
+            yield Case(case, "growth", title, lanes[0].key, bench.race(case, title, lanes))
 
 
 def _migrations(bench: Bench) -> Case:

@@ -42,4 +42,4 @@ def run(bench: Bench) -> Iterator[Case]:
                     )
                 )
         if lanes:
-            yield Case(case, "nodes", title, lanes[0].key, bench.race(title, lanes))
+            yield Case(case, "nodes", title, lanes[0].key, bench.race(case, title, lanes))

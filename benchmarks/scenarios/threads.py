@@ -43,6 +43,7 @@ def run(bench: Bench) -> Iterator[Case]:
                 figures.append(
                     Figure(lane.key, lane.title, values, *percentiles(pool.calls_us), calls=len(pool.calls_us))
                 )
+            bench.lanes["threads"] = {lane.key: pool.alone() for lane, pool in zip(lanes, pools, strict=True)}
             yield Case(
                 "threads",
                 "threads",
@@ -76,6 +77,11 @@ class _Together:
             lambda size: [self._parts() for _ in range(size)],
             per_batch=1,
         )
+
+    def alone(self) -> Lane:
+        """One hit in one thread: a profiler sees one, and the work of each is what the others wait for."""
+        lookup = self._contender.operation("lookup")
+        return Lane(self.lane().key, f"{self._contender.title}, in one thread", lookup, self._keys, per_batch=100)
 
     def close(self) -> None:
         self._pool.shutdown()

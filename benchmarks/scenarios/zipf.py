@@ -71,7 +71,7 @@ def _case(
             ratios[lane] = 1 - (statements.read().statements - before) / counted
             lanes.append(Lane(lane, opened.title, lookup, favourites.next, per_batch=100, mean=True))
             on_progress(1)
-        figures = bench.race(title, lanes)
+        figures = bench.race(key, title, lanes)
     for figure in figures:
         figure.extra["hit ratio"] = ratios[figure.key]
     return Case(key, "zipf", title, lanes[0].key, figures, note="The time is the mean of hits and misses together.")
