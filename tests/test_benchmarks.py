@@ -27,12 +27,13 @@ from benchmarks.contenders.memcached_clients import Pymemcache
 from benchmarks.contenders.ours import OnMemcached, OnRedis
 from benchmarks.contenders.sql import Core
 from benchmarks.counting import CountingProxy
-from benchmarks.goals import Goal, goals, outcome
+from benchmarks.goals import Goal, goals, missed, outcome, outcomes
 from benchmarks.instances import Instances
 from benchmarks.options import Options
 from benchmarks.profiles import KINDS, profile
 from benchmarks.progress import Progress
 from benchmarks.race import Lane, race
+from benchmarks.report import html, markdown
 from benchmarks.results import Case, Figure, Results
 from benchmarks.scenarios import SCENARIOS, memory, threads, write
 from benchmarks.world import Counts, World
@@ -232,6 +233,23 @@ def test_case_without_timed_calls_has_no_profile() -> None:
         assert Bench(_OPTIONS, world, progress).profile("memory-memcached", "cellcache.memcached") is None
 
 
+def test_report_says_of_each_missed_goal_why_and_where_the_time_goes() -> None:
+    ours, others = "cellcache.memcached", ("dogpile.pymemcache", "sql.core")
+    figures = [Figure(key, key, [1.0]) for key in (ours, *others)]
+    settings = {"rows": 1, "rounds": 1, "batch_s": 1.0, "case_s": 1.0, "seed": 1}
+    machine = {"processor": "", "cores": "", "Python": ""}
+    results = Results(machine, {}, settings, cases=[Case("hit-memcached", "hit", "", ours, figures)])
+    assert missed("hit-memcached", results) == [ours]
+    results.profiles.append(profile("hit-memcached", Lane(ours, ours, lambda n: [n], lambda n: [0] * n)))
+    both = [found for found in outcomes(results) if found.state == "missed"]
+    assert len(both) == len(others)
+    page, text = html.page(results, both), markdown.page(results, both)
+    assert page.count('<details class="miss">') == text.count("### Missed: ") == 2
+    assert all(found.why and found.why in page and found.why in text for found in both)
+    assert page.count("<th>own time per call</th>") == 2
+    assert text.count("| own time per call |") == 1  # the second refers to the first
+
+
 # -- contenders ----------------------------------------------------------------------------------------------------
 
 
@@ -336,9 +354,9 @@ def test_quick_run_writes_three_files(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "results" / "results.json").read_text())
     assert {case["scenario"] for case in found["cases"]} == set(scenarios)
     assert len(found["goals"]) == len(goals())
-    html = (tmp_path / "results" / "report.html").read_text()
-    assert html.count("<svg") == len(found["cases"])
-    assert not any(outside in html for outside in ("<script", "<link", "src=", "@import"))
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert page.count("<svg") == len(found["cases"])
+    assert not any(outside in page for outside in ("<script", "<link", "src=", "@import"))
     markdown = (tmp_path / "results" / "report.md").read_text()
     assert all(case["title"] in markdown for case in found["cases"])
 

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from benchmarks.goals import Outcome
+from benchmarks.profiles import KINDS, Profile
 from benchmarks.report import plots, tables, words
 from benchmarks.results import Case, Results
 
@@ -68,9 +69,12 @@ class Section:
 def page(results: Results, outcomes: list[Outcome]) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
+    environment.filters["parts"] = _parts
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text("utf-8"))
     return template.render(
         results=results,
+        words=words,
+        tables=tables,
         settings=words.settings(results.settings),
         method=words.METHOD,
         outcomes=outcomes,
@@ -78,6 +82,7 @@ def page(results: Results, outcomes: list[Outcome]) -> str:
         positions=[_position(outcome) for outcome in outcomes],
         reached=sum(outcome.state == "reached" for outcome in outcomes),
         measured=sum(outcome.state != "not measured" for outcome in outcomes),
+        missed=[(each, results.profile(each.case, each.of)) for each in outcomes if each.state == "missed"],
         tiles=_tiles(results),
         sections=_sections(results),
     )
@@ -133,6 +138,12 @@ def _position(outcome: Outcome) -> dict[str, float] | None:
     limit = float(outcome.limit.strip("≥ x"))
     widest = 1.25 * max(limit, outcome.measured.median)
     return {"bar": 100 * outcome.measured.median / widest, "limit": 100 * limit / widest}
+
+
+def _parts(profile: Profile) -> list[tuple[str, str, float]]:
+    """Return the parts of a call: kind, name, and share in per cent."""
+    found = ((kind, name, 100 * profile.kinds_us[kind] / profile.call_us) for kind, name in KINDS.items())
+    return [part for part in found if part[2] > 0.5]
 
 
 def _code(text: str) -> Markup:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.goals import Outcome
-from benchmarks.report.words import amount, by, counted, ratio
+from benchmarks.profiles import Profile
+from benchmarks.report.words import amount, by, counted, ratio, waiting
 from benchmarks.results import Case, Figure
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Texts. The first column is names, the others are figures; `ours` says which rows are cellcache's."""
+    """Texts. The first column is names, the others are figures; `marked` says which rows stand out."""
 
     headers: list[str]
     rows: list[list[str]]
-    ours: list[bool]
+    marked: list[bool]
 
 
 def of_case(case: Case) -> Table:
@@ -59,6 +60,25 @@ def of_goals(outcomes: Sequence[Outcome]) -> Table:
             for outcome in outcomes
         ],
         [False] * len(outcomes),
+    )
+
+
+def of_profile(profile: Profile) -> Table:
+    """Return what took most of a call's time, the waits marked, and the rest in one row."""
+    shown = [
+        (f"`{line.function}`" if line.kind == "work" else waiting(line.function, line.kind), line.own_us, line.calls)
+        for line in profile.lines
+    ]
+    rest = profile.call_us - sum(line.own_us for line in profile.lines)
+    others = [["all others", amount(rest, "us"), "", amount(rest / profile.call_us, "share")]] if rest > 0.001 else []
+    return Table(
+        ["function", "own time per call", "times per call", "share"],
+        [
+            [function, amount(own_us, "us"), f"{calls:,.4g}", amount(own_us / profile.call_us, "share")]
+            for function, own_us, calls in shown
+        ]
+        + others,
+        [line.kind != "work" for line in profile.lines] + [False] * len(others),
     )
 
 

@@ -21,7 +21,7 @@ def show_case(console: Console, case: Case) -> None:
     table = Table(title=case.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, header in enumerate(found.headers):
         table.add_column(header, justify="right" if number else "left", no_wrap=True)
-    for row, ours in zip(found.rows, found.ours, strict=True):
+    for row, ours in zip(found.rows, found.marked, strict=True):
         table.add_row(*map(escape, row), style="bold" if ours else "")
     console.print(table)
     if case.note:

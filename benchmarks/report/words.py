@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.goals import Outcome
+from benchmarks.profiles import KINDS, Kind, Profile
 from benchmarks.results import Ratio, Unit
 
 
@@ -44,6 +46,32 @@ def counted(first: int | None, second: int | None) -> str:
     return f"{first}+{second}" if second else str(first)
 
 
+def missed(outcome: Outcome) -> str:
+    """Return by how much a goal was missed."""
+    return f"{ratio(outcome.measured)} instead of {outcome.limit}" if outcome.measured else ""
+
+
+def waiting(function: str, kind: Kind) -> str:
+    return f"{KINDS[kind]}: `{function}`"
+
+
+def where(profile: Profile) -> str:
+    """Return where a call's time goes, the most first."""
+    kinds = sorted(profile.kinds_us.items(), key=lambda item: -item[1])
+    shares = ((kind, 100 * us / profile.call_us) for kind, us in kinds)
+    return ", ".join(f"{share:.0f} % {KINDS[kind]}" for kind, share in shares if share > 0.5)
+
+
+def profiled(profile: Profile) -> str:
+    """Return what was profiled, and what the profiler itself made of it."""
+    waits_us = profile.call_us - profile.kinds_us["work"]
+    return (
+        f"{profile.title}: {profile.calls:,} calls under cProfile after the timed rounds, "
+        f"{amount(profile.call_us, 'us')} each, of which {amount(waits_us, 'us')} waiting. "
+        f"Without the profiler, which lengthens the work alone: {amount(profile.plain_us, 'us')} each."
+    )
+
+
 def _three(value: float) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
     return f"{value:,.{digits}f}"
@@ -55,6 +83,9 @@ METHOD = (
     "ratios of one run can.",
     "p50, p99 and p99.9 are of all calls of all rounds; calls of less than 5 µs are timed some at a time, as reading "
     "the clock would be a part of them.",
+    "Where a goal was missed, a profile of some 300 further calls, or fewer if they are long, tells waiting from work: "
+    "a send or a receive is waiting, with all that the kernel does in it. The profiler lengthens the work and not the "
+    "waits, whose share is larger without it.",
     "Round trips are counted by a proxy: to the cache, and behind the plus sign to the database.",
     "SQL is counted by the database: statements that read or change rows, and behind the plus sign BEGIN, COMMIT, "
     "ROLLBACK and SET.",
