@@ -55,7 +55,6 @@ def run(
     """Measure what a lookup costs, beside everything one could use instead."""
     options = Options(seed=seed, output=output)
     options = options.quick() if quick else options
-    options = options.large() if large else options
     chosen = _chosen("--scenarios", scenarios, list(SCENARIOS)) or tuple(set(SCENARIOS) - set(BY_OPTION))
     options = replace(
         options,
@@ -69,6 +68,7 @@ def run(
         processes=_numbers("--processes", processes) or options.processes,
         growth=_numbers("--growth", growth) or options.growth,
     )
+    options = options.large() if large else options
     console = Console() if sys.stdout.isatty() else Console(width=150)
     if absent := [reason for kind in _NEEDED if (reason := missing(kind))]:
         for reason in absent:
