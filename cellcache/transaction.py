@@ -14,23 +14,27 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from cellcache.database import translated
 from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown
 from cellcache.model import CellMapping, InstanceMapping
+from cellcache.prepared import PreparedInsert
 from cellcache.rows import instance_of, invalidation_row, now, select_mappings
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping
 
-# Statements of the hot write path, put together once: that takes longer than to send them.
-_insert_mapping = insert(instance_mapping).from_select(
-    ["created_at", "instance_uuid", "cell_uuid", "project_id"],
-    select(
-        bindparam("new_created_at", type_=instance_mapping.c.created_at.type),
-        bindparam("new_instance_uuid", type_=instance_mapping.c.instance_uuid.type),
-        cell_mapping.c.uuid,
-        bindparam("new_project_id", type_=instance_mapping.c.project_id.type),
-    )
-    .where(cell_mapping.c.uuid == bindparam("in_cell_uuid"), cell_mapping.c.disabled == false())
-    .with_for_update(read=True, key_share=True),
+_insert_mapping = PreparedInsert(
+    insert(instance_mapping).from_select(
+        ["created_at", "instance_uuid", "cell_uuid", "project_id"],
+        select(
+            bindparam("new_created_at", type_=instance_mapping.c.created_at.type),
+            bindparam("new_instance_uuid", type_=instance_mapping.c.instance_uuid.type),
+            cell_mapping.c.uuid,
+            bindparam("new_project_id", type_=instance_mapping.c.project_id.type),
+        )
+        .where(cell_mapping.c.uuid == bindparam("in_cell_uuid"), cell_mapping.c.disabled == false())
+        .with_for_update(read=True, key_share=True),
+    ),
+    columns=(),
 )
-_insert_mapping_returning = _insert_mapping.returning(instance_mapping.c.id)
-_insert_invalidation = insert(cache_invalidation)
+_insert_invalidation = PreparedInsert(
+    insert(cache_invalidation), columns=("created_at", "deliver_after", "instance_uuids")
+)
 
 
 class TransactionBroken(Exception):
@@ -92,11 +96,7 @@ class Transaction:
             "in_cell_uuid": cell_uuid,
             "new_project_id": project_id,
         }
-        if self._connection.dialect.name == "postgresql":  # the others tell the new id without being asked
-            new_id = self._connection.scalar(_insert_mapping_returning, row)
-        else:
-            result = self._connection.execute(_insert_mapping, row)
-            new_id = result.lastrowid if result.rowcount else None
+        new_id = _insert_mapping.execute(self._connection, row)
         if new_id is None:
             self.require_cells([cell_uuid])
             raise CellNotFound(cell_uuid)  # it came only now: the caller may try again
@@ -159,9 +159,7 @@ class Transaction:
 
     def add_invalidation(self, instance_uuids: Sequence[str], after_s: float) -> int:
         """Record that these entries must go; somebody delivers it after so many seconds unless it is forgotten."""
-        result = self._connection.execute(_insert_invalidation, invalidation_row(instance_uuids, after_s))
-        key = result.inserted_primary_key
-        return int(key[0]) if key is not None else 0
+        return _insert_invalidation.execute(self._connection, invalidation_row(instance_uuids, after_s)) or 0
 
     def insert_cell(self, cell: CellMapping) -> None:
         try:
