@@ -92,7 +92,7 @@ WALKS: list[tuple[Scenario, After, set[Property]]] = [
 
 
 @designs(*PLAIN, *OURS)
-@pytest.mark.parametrize(("scenario", "after", "breaks"), WALKS, ids=str)
+@pytest.mark.parametrize(("scenario", "after", "breaks"), WALKS, ids=[str(scenario) for scenario, _, _ in WALKS])
 def test_a_walk_finds_the_faults(
     design: str, scenario: Scenario, after: After, breaks: set[Property], request: pytest.FixtureRequest
 ) -> None:
