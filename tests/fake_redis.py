@@ -6,6 +6,7 @@ fakeredis has no INFO, and its Lua does not know the flags in a script's first l
 from __future__ import annotations
 
 import secrets
+import socket
 import socketserver
 import threading
 from typing import Any, Self
@@ -13,16 +14,27 @@ from typing import Any, Self
 import fakeredis
 import redis
 
+from tests.server_process import reserve_port
+
 
 class FakeRedis:
-    """A Redis on a loopback port, in a thread of this process. `info` is what it says of itself."""
+    """A Redis on a loopback port, in a thread of this process. `info` is what it says of itself.
+
+    The port is its own from `with` to the end, also while it is stopped: other tests that run beside this one would
+    else be given it, and answer.
+    """
 
     host = "127.0.0.1"
 
     def __init__(self, **info: str) -> None:
         self.info = {"redis_version": "7.0.15", "redis_mode": "standalone", **info}
-        self.port = 0
+        self._reservation: socket.socket | None = None
         self._server: _Server | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._reservation is not None
+        return int(self._reservation.getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -30,7 +42,6 @@ class FakeRedis:
 
     def start(self) -> None:
         self._server = _Server((self.host, self.port), {"run_id": secrets.token_hex(20), **self.info})
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
@@ -46,11 +57,14 @@ class FakeRedis:
         self.start()
 
     def __enter__(self) -> Self:
+        self._reservation = reserve_port()
         self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+        assert self._reservation is not None
+        self._reservation.close()
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -97,7 +97,7 @@ class Server:
         self._process: _Process | None = None
         self._suspended = False
         self._prepared = False
-        self._reservation = _reserve_port()
+        self._reservation = reserve_port()
         self.port: int = self._reservation.getsockname()[1]
         self.directory, self._lock = _make_directory(in_memory)
         _open_servers.append(self)
@@ -290,7 +290,7 @@ def _confined(death_signal: str) -> list[str]:
     return command
 
 
-def _reserve_port() -> socket.socket:
+def reserve_port() -> socket.socket:
     """Take a free port that nobody else is given while the socket is open.
 
     Bound but never listening, with SO_REUSEADDR: the server can bind it as well (each of ours sets that option),

@@ -24,7 +24,7 @@ from cellcache.protocol import Absent, Fill, Lease, Settlement
 from tests.caches import PATIENT, Backend, RedisCache, eventually, fenced, leased, new_key
 from tests.certificates import Authority
 from tests.fake_redis import FakeRedis
-from tests.server_process import _reserve_port
+from tests.server_process import reserve_port
 from tests.servers import Redis
 
 OLD, NEW = encode("0" * 32), encode("1" * 32)
@@ -533,7 +533,7 @@ def authority() -> Authority:
 @pytest.fixture
 def tls_server(authority: Authority) -> Iterator[Redis]:
     """It takes plain text as well, which is how its start is noticed; `tls_port_of` says where it takes TLS."""
-    server, pair, reservation = Redis(), authority.issue("redis"), _reserve_port()
+    server, pair, reservation = Redis(), authority.issue("redis"), reserve_port()
     server.options = (
         *("--tls-cert-file", str(server.add_file("server.pem", pair.certificate))),
         *("--tls-key-file", str(server.add_file("server.key", pair.key))),

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from tests.server_process import reserve_port
+
 T = TypeVar("T")
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of zero seconds: closing sends RST
@@ -158,9 +160,7 @@ class Proxy:
         self.on_reply: Fault = forward_reply
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reservation = socket.socket()  # keeps the port ours while nobody listens
-        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reservation.bind((self.host, 0))
+        self._reservation = reserve_port()  # keeps the port ours while nobody listens
         self.port: int = self._reservation.getsockname()[1]
         self._listening: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
