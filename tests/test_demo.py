@@ -98,7 +98,10 @@ def test_its_figures_are_those_of_what_happened(deployment: Deployment) -> None:
     assert told["answers_checked"] > asked
 
 
-def test_what_it_keeps_can_be_gone_on_with(deployment: Deployment, temporary: Path) -> None:
+def test_what_it_keeps_can_be_gone_on_with(
+    deployment: Deployment, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # a terminal narrower than the folder's path
     outcome = deployment.run("demo", *SIZE, "--keep", config=False)
     (folder,) = temporary.iterdir()
     assert f"--config {folder}/cellcache.toml" in outcome.out

@@ -71,7 +71,8 @@ def demo(
         if session.json:
             print_json(told | {"answers_checked": story.answers_checked, "seconds": round(seconds, 3)})
             return
-        terminal().print(_ending(folder, seconds, keep=keep), "")
+        # Not wrapped: a command that is to be copied must not break in the middle of a path.
+        terminal().print(_ending(folder, seconds, keep=keep), "", soft_wrap=True)
 
 
 @contextmanager
