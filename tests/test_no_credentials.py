@@ -107,7 +107,13 @@ class World:
         return f"rabbit://nova:{first}@mq1:5672,nova:{second}@mq2:5672/cell?password={first}"
 
 
-@pytest.fixture(scope="module", params=["mariadb and memcached", "postgresql and redis"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("mariadb and memcached", marks=pytest.mark.needs("mariadb", "memcached")),
+        pytest.param("postgresql and redis", marks=pytest.mark.needs("postgresql", "redis")),
+    ],
+)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     vault = Vault()
     password = vault.plant("cache password")
