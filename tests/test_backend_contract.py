@@ -243,6 +243,7 @@ def test_every_fence_is_unlike_all_others(backend: Backend, other: Backend, key:
 # Settle
 
 
+@pytest.mark.slow
 def test_settling_puts_the_value_in_the_fences_place(backend: Backend, other: Backend, key: str) -> None:
     assert settle(backend, key, fenced(backend, key), NEW)
     assert other.lookup(key) == NEW
@@ -463,6 +464,7 @@ def test_value_of_a_region_expires(cache: Cache, key: str) -> None:
     assert eventually(lambda: backend.get_serialized(key) is NO_VALUE)
 
 
+@pytest.mark.slow
 def test_value_outlives_the_lease_and_the_fence_it_replaced(cache: Cache) -> None:
     read, written = new_key(), new_key()
     backend = cache.backend(lease_ttl_s=cache.shortest_ttl_s, fence_ttl_s=cache.shortest_ttl_s)
@@ -588,6 +590,7 @@ def test_prefixes_keep_deployments_apart(cache: Cache, key: str) -> None:
 # Many at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 999, 1000, 1001, 10_000])
 def test_many_keys_at_once(cache: Cache, count: int) -> None:
     if isinstance(cache, RedisCache) and isinstance(cache.server, FakeRedis) and count > 2000:
@@ -626,6 +629,7 @@ def test_large_values_at_once(backend: Backend) -> None:
 # Threads
 
 
+@pytest.mark.slow
 def test_threads_never_get_each_others_answers(backend: Backend) -> None:
     values = {new_key(): b"\x01%016d" % number for number in range(200)}
     backend.store_multi(values)
@@ -739,6 +743,7 @@ def regions(cache: Cache) -> Iterator[Callable[[], CacheRegion]]:
         one.backend.close()
 
 
+@pytest.mark.slow
 def test_region_stores_what_it_fetched(regions: Callable[[], CacheRegion], key: str) -> None:
     ours, theirs = regions(), regions()
     assert ours.get(key) is NO_VALUE

@@ -640,6 +640,7 @@ _replies = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(_replies, st.data())
 def test_replies_may_come_in_any_pieces(replies: list[Any], data: st.DataObject) -> None:
     wire = b"".join(encoded(reply) for reply in replies)
@@ -654,6 +655,7 @@ def test_replies_may_come_in_any_pieces(replies: list[Any], data: st.DataObject)
     assert [isinstance(reply, Refusal) for reply in received] == [isinstance(reply, str) for reply in replies]
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=200)
     | st.text(alphabet="$:+-*0123456789\r\n ax", max_size=60).map(str.encode)

@@ -162,6 +162,7 @@ def fake_redis() -> Iterator[FakeRedis]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_operations_do_what_the_model_does(kind: str, request: pytest.FixtureRequest) -> None:
     cache = open_cache(kind, request)

@@ -131,6 +131,7 @@ def _results(values: dict[str, list[float]]) -> Results:
 # -- method --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_race_runs_every_lane_in_every_round_in_changing_order() -> None:
     ran: list[str] = []
     lanes = [Lane(key, key, ran.append, lambda size, key=key: [key] * size, per_batch=1) for key in "abcd"]  # type: ignore[misc]
@@ -361,6 +362,7 @@ def test_quick_run_writes_three_files(tmp_path: Path) -> None:
     assert all(case["title"] in markdown for case in found["cases"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -111,6 +111,7 @@ def test_a_stale_answer_is_reported_with_its_age() -> None:
     assert "stale read: r of instance, a, version 0 where 2 was due, 25.0 ms after" in str(finding)
 
 
+@pytest.mark.slow
 def test_the_verdict_is_that_of_trying_every_order() -> None:
     """On thousands of small random histories, true and false ones in plenty."""
     verdicts = []
@@ -186,6 +187,7 @@ def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
     assert loaded.calls["j"][0].value is None
 
 
+@pytest.mark.slow
 def test_a_history_passes_only_as_long_as_nobody_changes_it() -> None:
     """A long true history, and the same with one answer replaced by an older one."""
     dice = random.Random(7)

@@ -34,6 +34,7 @@ def two_cells(deployment: Deployment) -> Deployment:
     return deployment
 
 
+@pytest.mark.slow
 def test_options_for_every_command_stand_before_or_after_it(deployment: Deployment) -> None:
     config = str(deployment.config)
     for arguments in (
@@ -56,6 +57,7 @@ def test_an_option_nearer_to_the_command_wins(deployment: Deployment, tmp_path: 
 # -- db ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_tables_go_up_and_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deployment = make_deployment(tmp_path, capsys, migrated=False)
     assert deployment.json("db", "current") == {"current": None, "head": schema.head(), "up_to_date": False}
@@ -97,6 +99,7 @@ def test_check_says_what_differs(deployment: Deployment) -> None:
 # -- cell --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cell_is_created_listed_shown_changed_and_deleted(deployment: Deployment) -> None:
     created = deployment.json("cell", "create", "one", "--database-connection", "sqlite:///one.db")
     assert created["name"] == "one"
@@ -137,6 +140,7 @@ def test_a_url_need_not_stand_on_the_command_line(
     assert deployment.json("cell", "show", "one", "--show-secrets")["database_connection"] == SECRET_URL
 
 
+@pytest.mark.slow
 def test_an_update_leaves_the_environment_alone(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment.ok("cell", "create", "one", "--database-connection", "sqlite:///one.db")
     monkeypatch.setenv("CELL_DATABASE_CONNECTION", SECRET_URL)
@@ -151,6 +155,7 @@ def test_a_cell_without_a_database_or_with_two_urls_from_stdin_is_refused(deploy
     assert "stdin" in both.error
 
 
+@pytest.mark.slow
 def test_a_cell_in_use_is_not_deleted(two_cells: Deployment) -> None:
     outcome = two_cells.run("cell", "delete", "one")
     assert outcome.code == 1
@@ -160,6 +165,7 @@ def test_a_cell_in_use_is_not_deleted(two_cells: Deployment) -> None:
 # -- instance ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_instance_is_mapped_moved_and_shown(two_cells: Deployment) -> None:
     mapped = two_cells.json("instance", "map", B.upper(), "--cell", "one", "--project", "p2")
     assert (mapped["instance_uuid"], mapped["project_id"], mapped["updated_at"]) == (B, "p2", None)
@@ -171,6 +177,7 @@ def test_an_instance_is_mapped_moved_and_shown(two_cells: Deployment) -> None:
     assert "(two)" in two_cells.ok("instance", "show", B).out
 
 
+@pytest.mark.slow
 def test_mapping_again_is_fine_and_contradicting_is_not(two_cells: Deployment) -> None:
     assert two_cells.json("instance", "map", A, "--cell", "one", "--project", "p1")["instance_uuid"] == A
     outcome = two_cells.run("instance", "map", A, "--cell", "two", "--project", "p1")
@@ -178,12 +185,14 @@ def test_mapping_again_is_fine_and_contradicting_is_not(two_cells: Deployment) -
     assert "already mapped" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_disabled_cell_takes_no_instance(two_cells: Deployment) -> None:
     two_cells.ok("cell", "update", "two", "--disable")
     assert two_cells.run("instance", "map", B, "--cell", "two", "--project", "p").code == 1
     assert two_cells.run("instance", "move", A, "--cell", "two").code == 1
 
 
+@pytest.mark.slow
 def test_many_are_mapped_from_a_file(two_cells: Deployment) -> None:
     uuids = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(2500)]
     file = two_cells.folder / "rows.csv"
@@ -194,12 +203,14 @@ def test_many_are_mapped_from_a_file(two_cells: Deployment) -> None:
     assert [mapping["instance_uuid"] for mapping in listed] == uuids
 
 
+@pytest.mark.slow
 def test_many_are_mapped_from_stdin(two_cells: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     stdin = io.TextIOWrapper(io.BytesIO(f"{A},one,p1\n{B},two,p1\n".encode()))
     monkeypatch.setattr("sys.stdin", stdin)
     assert two_cells.json("instance", "map", "--from", "-") == {"read": 2, "created": 1}
 
 
+@pytest.mark.slow
 def test_a_line_that_cannot_be_read_stops_the_run_and_says_how_far_it_came(two_cells: Deployment) -> None:
     file = two_cells.folder / "rows.csv"
     good = "".join(f"{number:08x}-0000-4000-8000-000000000000,two,p9\n" for number in range(1001))
@@ -211,6 +222,7 @@ def test_a_line_that_cannot_be_read_stops_the_run_and_says_how_far_it_came(two_c
     assert len(two_cells.ok("instance", "list", "--all", "--cell", "two", "--json").documents) == 1000
 
 
+@pytest.mark.slow
 def test_a_listing_goes_on_behind_the_last_id(two_cells: Deployment) -> None:
     two_cells.ok("instance", "map", B, "--cell", "one", "--project", "p1")
     first = two_cells.ok("instance", "list", "--limit", "1")
@@ -221,6 +233,7 @@ def test_a_listing_goes_on_behind_the_last_id(two_cells: Deployment) -> None:
     assert two_cells.ok("instance", "list", "--cell", "two", "--json").out == ""
 
 
+@pytest.mark.slow
 def test_named_mappings_are_pruned(two_cells: Deployment) -> None:
     assert two_cells.json("instance", "prune", A, NOBODY) == {"removed": 1}
     assert two_cells.run("instance", "show", A).code == 1
@@ -232,6 +245,7 @@ def purge(deployment: Deployment, cell: str) -> None:
         connection.execute("INSERT INTO instances (uuid) VALUES (?)", (NOBODY,))
 
 
+@pytest.mark.slow
 def test_what_was_purged_is_pruned(two_cells: Deployment) -> None:
     purge(two_cells, "one")
     young, _ = two_cells.ok("instance", "prune", "--purged", "--json").documents
@@ -245,6 +259,7 @@ def test_what_was_purged_is_pruned(two_cells: Deployment) -> None:
     assert two_cells.run("instance", "show", A).code == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_reached_loses_nothing_and_the_others_are_done(two_cells: Deployment) -> None:
     two_cells.ok("cell", "create", "away", "--database-connection", SECRET_URL)
     two_cells.ok("instance", "map", B, "--cell", "away", "--project", "p1")
@@ -260,6 +275,7 @@ def test_a_cell_that_cannot_be_reached_loses_nothing_and_the_others_are_done(two
     assert PASSWORD not in outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_an_empty_instances_table_is_refused_unless_allowed(two_cells: Deployment) -> None:
     with closing(sqlite3.connect(two_cells.folder / "one.db")) as connection, connection:
         connection.execute("DELETE FROM instances")
@@ -270,6 +286,7 @@ def test_an_empty_instances_table_is_refused_unless_allowed(two_cells: Deploymen
     assert two_cells.json(*arguments, "--allow-empty")["removed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -300,6 +317,7 @@ def test_a_command_line_that_makes_no_sense_is_one_line_and_code_2(
 # -- resolve and stats -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_instance_is_resolved(two_cells: Deployment) -> None:
     answer = two_cells.json("resolve", A.replace("-", "").upper())
     assert answer["instance_uuid"] == A
@@ -308,6 +326,7 @@ def test_an_instance_is_resolved(two_cells: Deployment) -> None:
     assert answer["cell"]["uuid"] in two_cells.ok("resolve", A).out
 
 
+@pytest.mark.slow
 def test_several_are_resolved_in_the_order_asked_for(two_cells: Deployment) -> None:
     two_cells.ok("instance", "map", B, "--cell", "two", "--project", "p1")
     outcome = two_cells.run("resolve", B, NOBODY, A, B, "--json")
@@ -322,6 +341,7 @@ def test_several_are_resolved_in_the_order_asked_for(two_cells: Deployment) -> N
     assert table.out.index(B) < table.out.index(A)
 
 
+@pytest.mark.slow
 def test_explain_says_where_the_answer_came_from(two_cells: Deployment) -> None:
     answer = two_cells.json("resolve", A, "--explain")
     assert answer["source"] == "sql"
@@ -337,6 +357,7 @@ def test_explain_says_where_the_answer_came_from(two_cells: Deployment) -> None:
     assert (missing.code, missing.document["cell"]) == (1, None)
 
 
+@pytest.mark.slow
 def test_stats_count_what_the_deployment_holds(two_cells: Deployment) -> None:
     two_cells.ok("instance", "map", B, "--cell", "one", "--project", "p1")
     stats = two_cells.json("stats")
@@ -350,6 +371,7 @@ def test_stats_count_what_the_deployment_holds(two_cells: Deployment) -> None:
 # -- what must not be seen ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_output(two_cells: Deployment) -> None:
     transport = f"rabbit://openstack:{PASSWORD}@mq:5672/cell"
     two_cells.ok("cell", "create", "away", "--database-connection", SECRET_URL, "--transport-url", transport)
@@ -379,6 +401,7 @@ def test_a_password_is_in_no_output(two_cells: Deployment) -> None:
             assert PASSWORD not in outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_secrets_are_shown_to_those_who_ask(two_cells: Deployment) -> None:
     two_cells.ok("cell", "create", "away", "--database-connection", SECRET_URL)
     two_cells.ok("instance", "map", B, "--cell", "away", "--project", "p1")
@@ -387,6 +410,7 @@ def test_secrets_are_shown_to_those_who_ask(two_cells: Deployment) -> None:
             assert SECRET_URL in two_cells.ok(*arguments, "--show-secrets", *extra).out
 
 
+@pytest.mark.slow
 def test_what_the_database_holds_cannot_steer_the_terminal(two_cells: Deployment) -> None:
     two_cells.ok("instance", "map", B, "--cell", "one", "--project", "evil\x1b]0;owned\x07[red]x[/]\n")
     out = two_cells.ok("instance", "list").out + two_cells.ok("instance", "show", B).out

@@ -91,6 +91,7 @@ def test_a_configuration_that_is_not_there_or_not_toml_is_told(deployment: Deplo
     assert "is not TOML" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_database_without_tables_says_which_command_to_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_database_without_tables_says_which_command_to_run(
         assert "cellcache db upgrade" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_database_that_does_not_answer_is_code_3(deployment: Deployment) -> None:
     deployment.configure(f'[database]\nurl = "mysql+pymysql://nova:{PASSWORD}@127.0.0.1:1/nova_api"\n')
     for arguments in (("resolve", A), ("cell", "list"), ("db", "current"), ("db", "upgrade")):
@@ -147,28 +149,33 @@ def test_an_unknown_option_or_command_is_one_line_with_a_hint(deployment: Deploy
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_version_is_printed() -> None:
     outcome = run_process("--version")
     assert (outcome.code, outcome.out, outcome.err) == (0, f"cellcache {version('cellcache')}\n", "")
 
 
+@pytest.mark.slow
 def test_a_process_exits_with_the_code_and_the_line(tmp_path: Path) -> None:
     outcome = run_process("resolve", "nonsense", cwd=tmp_path)
     assert (outcome.code, outcome.out) == (2, "")
     assert "not a UUID" in outcome.error
 
 
+@pytest.mark.slow
 def test_without_configuration_the_tables_are_in_the_current_folder(tmp_path: Path) -> None:
     assert run_process("db", "upgrade", cwd=tmp_path).code == 0
     assert (tmp_path / "cellcache.db").exists()
     assert run_process("resolve", A, cwd=tmp_path).code == 1
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_configuration(deployment: Deployment) -> None:
     outcome = run_process("db", "current", "--json", env={"CELLCACHE_CONFIG": str(deployment.config)})
     assert outcome.document["up_to_date"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_whoever_reads_only_the_beginning_is_no_error(deployment: Deployment, form: str) -> None:
     deployment.ok("cell", "create", "one", "--database-connection", "sqlite:///one.db")
@@ -189,6 +196,7 @@ def test_whoever_reads_only_the_beginning_is_no_error(deployment: Deployment, fo
         assert process.wait(timeout=30) == ExitCode.BROKEN_PIPE
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_nothing(tmp_path: Path) -> None:
     assert run_process("db", "upgrade", cwd=tmp_path).code == 0
     arguments = command("instance", "map", "--from", "-", "--verbose")
@@ -216,6 +224,7 @@ def test_an_interrupted_command_says_nothing(tmp_path: Path) -> None:
 # -- help and completion -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", list(every_command()), ids=" ".join)
 def test_every_command_explains_itself_and_gives_an_example(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -228,6 +237,7 @@ def test_every_command_explains_itself_and_gives_an_example(
         assert option in text
 
 
+@pytest.mark.slow
 def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -244,6 +254,7 @@ def test_a_group_without_a_command_shows_its_help(group: str, capsys: pytest.Cap
     assert captured.err == ""
 
 
+@pytest.mark.slow
 def test_a_completion_script_is_printed() -> None:
     shell = {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     outcome = run_process("--show-completion", "bash", env=shell)
@@ -259,11 +270,13 @@ def complete(line: str, env: Mapping[str, str] | None = None) -> list[str]:
     return outcome.out.split()
 
 
+@pytest.mark.slow
 def test_commands_and_options_are_completed() -> None:
     assert complete("cellcache inst") == ["instance"]
     assert "--purged" in complete("cellcache instance prune --p")
 
 
+@pytest.mark.slow
 def test_cells_are_completed_by_name(deployment: Deployment) -> None:
     for name in ("one", "two"):
         deployment.ok("cell", "create", name, "--database-connection", "sqlite:///c.db")
@@ -271,11 +284,13 @@ def test_cells_are_completed_by_name(deployment: Deployment) -> None:
     assert "one" in complete("cellcache instance list --cell ", {"CELLCACHE_CONFIG": str(deployment.config)})
 
 
+@pytest.mark.slow
 def test_where_no_database_answers_no_cell_is_completed(deployment: Deployment) -> None:
     deployment.configure('[database]\nurl = "mysql+pymysql://nova@127.0.0.1:1/nova_api"\n')
     assert complete(f"cellcache -c {deployment.config} cell show tw") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals")
 def test_a_progress_bar_shows_on_a_terminal_and_only_there(deployment: Deployment) -> None:
     arguments = command("doctor", "-c", str(deployment.config))

@@ -36,6 +36,7 @@ def test_what_is_encoded_is_decoded(cell_uuid: str | None) -> None:
     assert decode(encode(cell_uuid)) == cell_uuid
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=64)
     | st.binary(min_size=17, max_size=17)

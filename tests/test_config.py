@@ -175,6 +175,7 @@ def test_servers_in_the_environment_are_json_or_separated_by_commas(
 numbers = st.floats(min_value=0.2, max_value=1000)
 
 
+@pytest.mark.slow
 @given(
     ttl_s=numbers,
     retry_s=numbers,
@@ -608,6 +609,7 @@ def test_a_server_that_is_no_address_is_refused(server: str) -> None:
     assert "hunter2" not in told
 
 
+@pytest.mark.slow
 @given(st.text("abZ019:[].-@/ux %\n", max_size=30) | st.text(max_size=30))
 def test_whatever_is_written_for_a_server_is_refused_or_has_one_form(text: str) -> None:
     try:
@@ -679,6 +681,7 @@ def test_no_secret_shows_in_an_error_wherever_it_was_put(sections: dict[str, dic
 punctuation = st.text("@:/?#%[]&=;, .+'\"\\", max_size=4)
 
 
+@pytest.mark.slow
 @given(
     section=st.sampled_from(["database", "cache"]),
     scheme=st.sampled_from(["mysql", "mysql+pymysql", "postgresql+psycopg", "redis", "rediss", "unix", ""]),

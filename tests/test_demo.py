@@ -17,6 +17,8 @@ from cellcache.model import CellMapping
 from tests.command_line import Deployment, command, environment, make_deployment
 from tests.servers import MariaDB, Memcached, Redis
 
+pytestmark = pytest.mark.slow
+
 SIZE = ("--instances", "300")
 
 

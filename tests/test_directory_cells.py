@@ -225,6 +225,7 @@ def test_update_is_seen_by_who_made_it_at_once(directory: CellDirectory, key: st
     assert directory.resolve_cells([key])[key].name == "renamed"
 
 
+@pytest.mark.slow
 def test_update_is_seen_by_others_within_the_refresh(site: Site, directory: CellDirectory, key: str) -> None:
     with CellDirectory.open(
         site.settings().model_copy(update={"cells": site.settings().cells.model_copy(update={"refresh_s": 0.05})})
@@ -278,6 +279,7 @@ def test_cell_with_mappings_is_not_deleted(site: Site, directory: CellDirectory,
     directory.delete_cell(HERE)
 
 
+@pytest.mark.slow
 def test_mapping_and_deleting_at_once_leaves_no_mapping_without_its_cell(site: Site) -> None:
     mapper, deleter = site.open(), site.open()
     for number in range(12):
@@ -337,6 +339,7 @@ def test_connection_for_what_is_not_mapped_is_an_error(directory: CellDirectory,
         pytest.fail("connected")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [

@@ -78,10 +78,12 @@ def work(directory: CellDirectory, path: Path) -> None:
     directory.check_cache()
 
 
+@pytest.mark.slow
 def test_close_leaves_nothing_open(site: Site, tmp_path: Path) -> None:
     _leaves_nothing_open(site, tmp_path)
 
 
+@pytest.mark.slow
 def test_close_leaves_no_connection_to_any_database(stored: Site, tmp_path: Path) -> None:
     _leaves_nothing_open(stored, tmp_path)
 
@@ -100,6 +102,7 @@ def _leaves_nothing_open(site: Site, tmp_path: Path) -> None:
     assert eventually(lambda: threading.active_count() == threads_before)
 
 
+@pytest.mark.slow
 def test_close_leaves_no_socket(site: Site, tmp_path: Path) -> None:
     before = sockets()
     directory = CellDirectory.open(site.settings())
@@ -109,6 +112,7 @@ def test_close_leaves_no_socket(site: Site, tmp_path: Path) -> None:
     assert eventually(lambda: sockets() == before)
 
 
+@pytest.mark.slow
 def test_server_sees_every_connection_go(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with FakeRedis() as server, open_site(request, tmp_path, "memory") as site:
         directory = CellDirectory.open(site.settings(backend="cellcache.redis", url=server.url, arguments={}))
@@ -166,6 +170,7 @@ def test_closing_one_directory_leaves_the_others(site: Site) -> None:
     other.move_instance(key, HERE)
 
 
+@pytest.mark.slow
 def test_directory_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with FakeRedis(redis_version="5.0.0") as old, open_site(request, tmp_path, "memory") as site:
         before = open_files()
@@ -196,6 +201,7 @@ def test_closing_when_the_tables_are_gone_closes_everything(tmp_path: Path, requ
         assert not any(site.database_url.endswith(file) for file in open_files())
 
 
+@pytest.mark.slow
 def test_migrating_leaves_nothing_open(tmp_path: Path) -> None:
     schema.upgrade(f"sqlite:///{tmp_path / 'a.db'}")
     gc.collect()

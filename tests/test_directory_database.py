@@ -86,6 +86,7 @@ def test_database_that_cannot_be_opened_is_unavailable(name: str, tmp_path: Path
         CALLS[name](directory, str(uuid4()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url", ["mysql+pymysql://nova:hush@127.0.0.1:1/x", "postgresql+psycopg://nova:hush@127.0.0.1:1/x"]
 )
@@ -194,6 +195,7 @@ def test_writer_waits_for_another_and_then_sees_what_it_wrote(
     assert site.table() == {key: THERE}
 
 
+@pytest.mark.slow
 def test_lock_that_is_never_given_up_ends_the_write_with_nothing_written(site: Site, other: Other) -> None:
     directory, key = site.open(database={"timeout_s": 1.0}), str(uuid4())
     directory.map_instance(key, HERE, PROJECT)

@@ -73,12 +73,14 @@ def key() -> str:
 # -- garbage -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_entry_is_a_counted_miss_and_then_replaced(site: Site, name: str, bulk: bool) -> None:
     _is_replaced(site, FOREIGN[name], bulk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
 @pytest.mark.parametrize("name", FOREIGN_ON_SERVERS)
 def test_foreign_entry_like_a_mark_is_a_counted_miss_and_then_replaced(shared: Site, name: str, bulk: bool) -> None:
@@ -105,6 +107,7 @@ def _is_replaced(site: Site, entry: bytes, bulk: bool) -> None:
     assert directory.stats().hits == after.hits + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_entry_is_overwritten_by_a_write(site: Site, directory: CellDirectory, key: str, name: str) -> None:
     site.cache.write(key, FOREIGN[name])
@@ -154,6 +157,7 @@ def _survives_a_list(site: Site, key: str) -> CellDirectory:
     return directory
 
 
+@pytest.mark.slow
 def test_garbage_never_becomes_another_cell(site: Site, directory: CellDirectory) -> None:
     """A version byte and 16 random bytes are well formed, but name no cell."""
     keys = new_uuids(20)
@@ -185,6 +189,7 @@ def test_create_wins_over_not_mapped_at_once(site: Site, directory: CellDirector
     assert directory.stats().misses == 20
 
 
+@pytest.mark.slow
 def test_not_mapped_is_forgotten_after_its_own_short_time(site: Site, key: str) -> None:
     directory = site.open(negative_ttl_s=shortest_s(site), ttl_s=600)
     assert directory.resolve_cells([key]) == {}
@@ -203,6 +208,7 @@ def _insert_behind_the_back(site: Site, key: str) -> None:
 # -- time to live ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored_by", ["a reader", "a writer"])
 def test_answer_is_forgotten_after_its_time(site: Site, key: str, stored_by: str) -> None:
     directory = site.open(ttl_s=shortest_s(site))
@@ -216,6 +222,7 @@ def test_answer_is_forgotten_after_its_time(site: Site, key: str, stored_by: str
     assert directory.stats().misses == misses + 1
 
 
+@pytest.mark.slow
 def test_answer_outlasts_the_time_of_not_mapped(site: Site, key: str) -> None:
     directory = site.open(negative_ttl_s=shortest_s(site), ttl_s=600)
     directory.map_instance(key, HERE, PROJECT)

@@ -111,6 +111,7 @@ def test_concurrent_misses_cost_one_read(
     assert directory.stats().fills_stored == 1
 
 
+@pytest.mark.slow
 def test_misses_at_the_same_instant_cost_one_read(
     directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:
@@ -234,6 +235,7 @@ def test_next_miss_after_a_read_reads_again(site: Site, directory: CellDirectory
     assert directory.stats().sql_reads == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [DatabaseUnavailable("it is away"), SchemaError("no table"), CommitUnknown("odd"), ZeroDivisionError("a bug")],
@@ -277,6 +279,7 @@ def test_miss_after_a_failed_read_reads_again(
     assert directory.resolve_cell(key).uuid == HERE
 
 
+@pytest.mark.slow
 def test_waiter_takes_no_answer_that_is_older_than_its_question(
     site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:
@@ -292,6 +295,7 @@ def test_waiter_takes_no_answer_that_is_older_than_its_question(
     assert cell(first) == HERE  # it asked before the move: either answer is right, and this is what it had read
 
 
+@pytest.mark.slow
 def test_waiter_that_asked_before_a_prune_was_made_is_told_after_it(
     site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:
@@ -334,6 +338,7 @@ def test_outdated_read_is_not_stored(
     assert directory.resolve_cell(key).uuid == THERE
 
 
+@pytest.mark.slow
 def test_who_holds_the_lease_does_not_wait_for_a_read_that_cannot_be_stored(
     site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:

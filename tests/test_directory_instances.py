@@ -262,6 +262,7 @@ def test_what_is_no_project_is_refused(stored: Site, key: str, project: Any) -> 
 # -- in bulk -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_are_mapped_and_resolved(site: Site, directory: CellDirectory) -> None:
     expected = {key: (HERE, THERE)[number % 2] for number, key in enumerate(new_uuids(2500))}
     rows = ((key, cell, PROJECT) for key, cell in expected.items())  # a generator
@@ -294,6 +295,7 @@ def test_nothing_asked_is_nothing_answered(directory: CellDirectory) -> None:
     assert directory.prune([]) == 0
 
 
+@pytest.mark.slow
 def test_some_in_the_cache_and_some_not_are_all_found(site: Site, directory: CellDirectory) -> None:
     keys = new_uuids(40)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
@@ -446,6 +448,7 @@ def test_bulk_writers_of_the_same_instances_in_any_order_both_succeed(stored: Si
     assert stored.table() == dict.fromkeys(keys, HERE)
 
 
+@pytest.mark.slow
 def test_movers_and_pruners_of_the_same_instances_do_not_block_each_other_for_ever(stored: Site) -> None:
     keys = new_uuids(50)
     directories = [stored.open() for _ in range(3)]

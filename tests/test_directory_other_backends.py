@@ -123,6 +123,7 @@ def test_lookups_and_writes_work(directory: CellDirectory) -> None:
     assert [cell_of(directory, key) for _ in range(3)] == [None] * 3
 
 
+@pytest.mark.slow
 def test_bulk_lookups_and_writes_work(kind: str, directory: CellDirectory) -> None:
     n = 20 if kind == "dogpile.cache.dbm" else 1200  # it waits for the disk each time
     keys, absent = new_uuids(n), new_uuids(5)
@@ -145,6 +146,7 @@ def test_answers_are_cached(kind: str, directory: CellDirectory) -> None:
     assert stats.cache_errors == 0
 
 
+@pytest.mark.slow
 def test_not_mapped_is_cached_for_its_own_short_time(kind: str, site: Site, open_directory: Opener) -> None:
     directory, key = open_directory(negative_ttl_s=0.5), str(uuid4())
     assert [cell_of(directory, key) for _ in range(2)] == [None, None]
@@ -156,6 +158,7 @@ def test_not_mapped_is_cached_for_its_own_short_time(kind: str, site: Site, open
     assert directory.resolve_cells([key]).keys() == {key}
 
 
+@pytest.mark.slow
 def test_answer_is_forgotten_after_its_time(site: Site, open_directory: Opener) -> None:
     directory, key = open_directory(ttl_s=0.5), str(uuid4())
     directory.map_instance(key, HERE, PROJECT)

@@ -27,6 +27,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", CACHES)
 def test_sixteen_threads_that_do_everything_leave_cache_and_table_agreed(
     cache: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -99,6 +100,7 @@ def _do_something(directory: CellDirectory, keys: list[str], chance: random.Rand
             raise
 
 
+@pytest.mark.slow
 def test_threads_see_their_own_writes(site: Site) -> None:
     directory = site.open(database={"timeout_s": 25.0, "pool_size": THREADS})
 
@@ -115,6 +117,7 @@ def test_threads_see_their_own_writes(site: Site) -> None:
         list(pool.map(work, range(THREADS)))
 
 
+@pytest.mark.slow
 def test_memory_backend_keeps_to_its_bound(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     with open_site(request, tmp_path, "memory") as site:
         directory = site.open(max_entries=100)

@@ -44,6 +44,7 @@ def memcached_configuration(deployment: Deployment, *addresses: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
     deployment.ok("cell", "create", "one", "--database-connection", deployment.cell_database("one"))
     findings = examine(deployment)
@@ -58,6 +59,7 @@ def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
     assert "coherent inside this process" in table
 
 
+@pytest.mark.slow
 def test_a_deployment_without_cells_is_told_how_to_add_one(deployment: Deployment) -> None:
     (finding,) = examine(deployment)["cells"]
     assert finding["level"] == "note"
@@ -102,6 +104,7 @@ def test_tables_that_were_altered_are_a_note(deployment: Deployment) -> None:
     assert "ix_instance_mapping_project_id_id" in finding["says"]
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_does_not_keep_it_from_the_cache(deployment: Deployment) -> None:
     deployment.configure(
         f'[database]\nurl = "mysql+pymysql://nova:{PASSWORD}@127.0.0.1:1/nova_api"\n'
@@ -122,6 +125,7 @@ def test_a_sqlite_file_that_is_not_there_is_not_created(deployment: Deployment) 
     assert not missing.exists()
 
 
+@pytest.mark.slow
 def test_each_cells_database_is_reached(deployment: Deployment) -> None:
     missing = deployment.folder / "nowhere.db"
     for name, url in (
@@ -183,6 +187,7 @@ def test_a_cache_server_that_is_too_old_is_a_problem(deployment: Deployment, mon
     assert "1.6.10" in findings["cache"][0]["says"]
 
 
+@pytest.mark.slow
 def test_a_backend_without_leases_is_a_note(deployment: Deployment) -> None:
     deployment.configure(f'[database]\nurl = "{deployment.database_url}"\n[cache]\nbackend = "dogpile.cache.null"\n')
     (finding,) = examine(deployment)["cache"]

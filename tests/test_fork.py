@@ -106,6 +106,7 @@ def test_child_finds_what_the_parent_has_mapped(site: Site) -> None:
     assert cells(directory, keys) == [HERE] * 10
 
 
+@pytest.mark.slow
 def test_child_uses_none_of_the_parents_sockets(shared: Site, senders: set[int]) -> None:
     directory, keys = shared.open(), new_uuids(30)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
@@ -167,6 +168,7 @@ def test_child_uses_none_of_the_parents_sql_connections(
         assert connections() == before  # the child has said goodbye on none of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHARED_CACHES)
 def test_writes_of_parent_and_child_are_seen_by_the_other(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -225,6 +227,7 @@ def test_child_delivers_nothing_that_is_the_parents(site: Site) -> None:
     assert list(directory._invalidations._settled) == [12345]
 
 
+@pytest.mark.slow
 def test_grandchild_works_too(site: Site) -> None:
     directory, keys = site.open(), new_uuids(5)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
@@ -259,6 +262,7 @@ def _forget_the_processs_directory() -> None:
 FORKS = 8
 
 
+@pytest.mark.slow
 def test_fork_while_other_threads_are_inside_lookups(site: Site) -> None:
     """Whatever lock or socket a thread held at that moment, the child neither waits for it nor reads from it.
 

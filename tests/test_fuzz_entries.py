@@ -42,11 +42,13 @@ def check_entry(entry: bytes) -> None:
     assert SIGNER.verified(INSTANCE, SIGNER.signed(INSTANCE, entry)) == entry
 
 
+@pytest.mark.slow
 @given(entries)
 def test_any_entry_is_decoded_or_undecodable(entry: bytes) -> None:
     check_entry(entry)
 
 
+@pytest.mark.slow
 @given(st.none() | st.uuids().map(str), st.uuids().map(str), st.uuids().map(str), st.integers(0, 10_000))
 def test_signed_entry_verifies_for_its_own_instance_alone_and_only_as_it_is(
     cell: str | None, instance: str, other: str, bit: int
@@ -77,6 +79,7 @@ texts = st.one_of(_digits, _hyphenated, _nearly, st.text(max_size=50), st.uuids(
 anything = st.one_of(texts, st.binary(max_size=40), st.none(), st.integers(), st.floats(), st.uuids(), st.tuples(texts))
 
 
+@pytest.mark.slow
 @given(anything)
 @example("{" + INSTANCE + "}")
 @example("urn:uuid:" + INSTANCE)
@@ -90,6 +93,7 @@ def test_anything_is_a_uuid_in_its_one_form_or_invalid(value: Any) -> None:
     assert canonical_uuid(key) == canonical_uuids([value])[0] == key
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(texts, st.sampled_from([value for value in HOSTILE_VALUES if isinstance(value, str)]))))
 def test_many_are_treated_as_each_of_them_is(values: list[str]) -> None:
     try:
@@ -101,6 +105,7 @@ def test_many_are_treated_as_each_of_them_is(values: list[str]) -> None:
     assert canonical_uuids(values) == list(dict.fromkeys(each))
 
 
+@pytest.mark.slow
 @given(st.lists(texts, unique=True))
 def test_no_two_keys_are_stored_as_one(keys: list[str]) -> None:
     raws = raw_keys(keys)

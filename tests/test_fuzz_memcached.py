@@ -215,6 +215,7 @@ def check_changes(script: Pieces, n: int) -> None:
     backend.close()
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, pieces)
 @example([b"VA 17 O1 c1\r\n" + CELL + b"\r\n"], [])
@@ -224,6 +225,7 @@ def test_lookup_answers_rightly_or_not_at_all(script: Pieces, again: Pieces) -> 
     check_lookup(script, again)
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, st.integers(1, 5))
 @example([b"VA 0 O1 W\r\n\r\n"], 1)
@@ -232,6 +234,7 @@ def test_bulk_lookup_answers_rightly_or_not_at_all(script: Pieces, n: int) -> No
     check_lookup_multi(script, n)
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, st.integers(1, 3))
 @example([b"HD O1\r\n"], 1)
@@ -240,6 +243,7 @@ def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, 
     check_changes(script, n)
 
 
+@pytest.mark.slow
 @lengthy
 @given(st.binary(max_size=3000))
 def test_any_bytes_on_a_real_socket_end_in_an_answer_or_a_closed_connection(stream: bytes) -> None:
@@ -261,6 +265,7 @@ greetings = st.lists(
 )
 
 
+@pytest.mark.slow
 @lengthy
 @given(greetings, st.sampled_from([None, "nova secret", "nova \u20ac"]))
 @example([b"CLIENT_ERROR unauthenticated\r\n", b"STORED\r\n", b"VERSION 1.6.18\r\n"], "nova secret")
@@ -336,6 +341,7 @@ class Server:
         pass
 
 
+@pytest.mark.slow
 @lengthy
 @given(st.lists(faults, max_size=30), st.lists(st.integers(0, 4), min_size=1, max_size=20))
 def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[int]) -> None:
@@ -357,6 +363,7 @@ def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[
 # -- the corpus ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_corpus(path: Path, size: int) -> None:

@@ -205,6 +205,7 @@ def check_confirmed(backend: RedisBackend, said: Sequence[bool], confirmed: Sequ
     backend.close()
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, pieces)
 @example([b"$" + b"9" * 5000 + b"\r\n"], [])
@@ -212,6 +213,7 @@ def test_lookup_answers_rightly_or_not_at_all(script: Pieces, again: Pieces) -> 
     check_lookup(script, again)
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, st.integers(1, 5))
 @example([b":1\r\n", b"$-1\r\n"], 2)
@@ -219,12 +221,14 @@ def test_bulk_lookup_answers_rightly_or_not_at_all(script: Pieces, n: int) -> No
     check_lookup_multi(script, n)
 
 
+@pytest.mark.slow
 @lengthy
 @given(pieces, st.integers(1, 3))
 def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, n: int) -> None:
     check_changes(script, n)
 
 
+@pytest.mark.slow
 @lengthy
 @given(st.binary(max_size=300))
 def test_any_text_about_a_server_can_be_read(info: bytes) -> None:
@@ -239,6 +243,7 @@ infos = st.builds(
 ).map(lambda info: b"$%d\r\n%b\r\n" % (len(info), info))
 
 
+@pytest.mark.slow
 @lengthy
 @given(st.lists(st.one_of(infos, replies), max_size=5))
 @example([b"$63\r\nredis_version:7.0.15\r\nrun_id:%b\r\n" % (b"ab" * 16), b"\r\n", b"$1\r\na\r\n$1\r\nb\r\n"])
@@ -259,6 +264,7 @@ def test_handshake_ends_in_a_server_that_is_known_or_an_error(script: list[bytes
 # -- the corpus ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_corpus(path: Path, size: int) -> None:

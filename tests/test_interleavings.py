@@ -99,6 +99,7 @@ def walk_all(
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_every_step_is_a_stop(backend: str, request: pytest.FixtureRequest) -> None:
     """What the walks rest on: were a request or a statement not to stop, orders would be missing unnoticed."""
@@ -195,6 +196,7 @@ def test_each_step_is_needed(
         assert not mutation.find(world, thorough=False, at_most=report.schedules).broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [frozenset[str](), LOSSES], ids=["no faults", "with faults"])
 def test_what_is_not_walked_shows_nothing_else(faults: frozenset[str], request: pytest.FixtureRequest) -> None:
     """The orders that the walks leave out break the same properties as those they take."""

@@ -152,6 +152,7 @@ def test_refusing_deployment_writes_nothing_while_a_node_is_away(
         assert site.table() == {uuid: HERE}
 
 
+@pytest.mark.slow
 def test_commands_list_and_deliver(
     site: Site, directory: CellDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

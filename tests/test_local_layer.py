@@ -120,6 +120,7 @@ def test_create_of_another_directory_is_seen_after_the_time_to_live_at_most(
     assert resolve(reader, [instance]) == [HERE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolve", RESOLVE)
 def test_own_writes_are_seen_at_once(site: Site, resolve: Resolve, clock: Clock) -> None:
     directory, other = site.open(local_ttl_s=TTL_S), site.open(local_ttl_s=TTL_S)
@@ -319,6 +320,7 @@ def test_what_is_held_outlives_the_cache(site: Site, clock: Clock) -> None:
     assert directory.stats().misses == misses
 
 
+@pytest.mark.slow
 def test_verify_looks_past_it(site: Site) -> None:
     directory = site.open(local_ttl_s=TTL_S)
     (instance,) = new_uuids(1)

@@ -29,6 +29,8 @@ from cellcache.errors import ConfigError, DatabaseUnavailable, SchemaError
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping, metadata
 from tests.servers import MariaDB, PostgreSQL
 
+pytestmark = pytest.mark.slow
+
 VERSION_TABLE = "cellcache_alembic_version"
 OURS = {*metadata.tables}
 FIRST = "0001_pre_instance_mapping"

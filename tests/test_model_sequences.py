@@ -165,6 +165,7 @@ def directories(site: Site) -> list[CellDirectory]:
     return [site.open(lease_ttl_s=4.5), site.open(lease_ttl_s=4.5)]
 
 
+@pytest.mark.slow
 @random_sequences
 @given(sequence=operations)
 def test_every_answer_is_the_models(

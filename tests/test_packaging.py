@@ -114,6 +114,7 @@ def test_the_backends_are_found_by_their_names() -> None:
         assert issubclass(entries[name].load(), CacheBackend)
 
 
+@pytest.mark.slow
 def test_the_command_is_found_by_its_name() -> None:
     (entry,) = [
         entry for entry in importlib.metadata.entry_points(group="console_scripts") if entry.name == "cellcache"
@@ -147,6 +148,7 @@ def test_the_version_is_the_one_in_pyproject() -> None:
     assert cellcache.__version__ == PYPROJECT["project"]["version"] == importlib.metadata.version("cellcache")
 
 
+@pytest.mark.slow
 def test_importing_cellcache_loads_neither_the_command_line_nor_the_drivers() -> None:
     script = "import sys, cellcache; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -162,6 +164,7 @@ def test_the_core_imports_neither_backends_nor_migrations() -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_core_imports_in_one_direction() -> None:
     try:
         order = list(graphlib.TopologicalSorter(core_imports()).static_order())
@@ -170,6 +173,7 @@ def test_the_core_imports_in_one_direction() -> None:
     assert "cellcache.directory" in order
 
 
+@pytest.mark.slow
 def test_nothing_but_the_command_line_imports_the_command_line() -> None:
     for module, imported in core_imports().items():
         if not module.startswith("cellcache.cli"):

@@ -130,6 +130,7 @@ def test_one_that_is_set_again_is_not_closed(site: Site, key: str) -> None:
     assert cellcache.resolve_cell(key).uuid == HERE
 
 
+@pytest.mark.slow
 def test_configuration_that_cannot_be_used_leaves_the_one_before(site: Site, key: str, tmp_path: Path) -> None:
     directory = cellcache.configure(site.settings())
     broken = tmp_path / "broken.toml"
@@ -163,6 +164,7 @@ def test_threads_that_race_at_first_use_open_one(site: Site, key: str, monkeypat
     assert opened == [process._directory]
 
 
+@pytest.mark.slow
 def test_replacing_it_under_lookups_disturbs_none(site: Site) -> None:
     keys = new_uuids(5)
     cellcache.configure(site.settings()).map_instances((key, HERE, PROJECT) for key in keys)

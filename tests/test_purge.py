@@ -150,6 +150,7 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(cell: Cell, directory: C
     assert cell.mapped() == set(cell.keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "expected"), [(3, [3, 6, 9, 10]), (10, [10]), (1000, [10]), (1, list(range(1, 11)))])
 def test_progress_is_told_after_each_batch(
     cell: Cell, directory: CellDirectory, batch: int, expected: list[int]
@@ -162,6 +163,7 @@ def test_progress_is_told_after_each_batch(
     assert (report.checked, report.removed) == (10, 10)
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_run_again(cell: Cell, directory: CellDirectory) -> None:
     cell.purge(*cell.keys[:8])
 
@@ -187,6 +189,7 @@ def test_cell_that_is_not_there_is_an_error(cell: Cell, directory: CellDirectory
         directory.prune_purged(uuid4())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [
@@ -289,6 +292,7 @@ def test_mapping_made_anew_between_compare_and_delete_is_spared(
     assert cell.keys[0] in cell.mapped()
 
 
+@pytest.mark.slow
 def test_batch_larger_than_a_statement_is_taken_apart(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     with open_site(request, tmp_path, "memory") as site:
         directory = site.open()

@@ -139,6 +139,7 @@ def test_miss_without_the_lease_is_two_round_trips_and_one_statement(
 # -- many --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 1000])
 def test_hits_at_once_are_one_round_trip_per_node(site: Site, directory: CellDirectory, meter: Meter, n: int) -> None:
     keys = new_uuids(n)
@@ -161,6 +162,7 @@ def test_ten_thousand_hits_are_a_round_trip_for_each_thousand_of_a_node(
     assert (costs.round_trips, costs.sql) == (batches_per_node(site, keys), 0)
 
 
+@pytest.mark.slow
 def test_misses_at_once_are_two_round_trips_per_node_and_one_statement_per_thousand(
     site: Site, directory: CellDirectory, meter: Meter
 ) -> None:
@@ -196,6 +198,7 @@ def test_create_that_records_no_invalidation_is_one_statement(site: Site, meter:
     assert (costs.round_trips, verbs(costs)) == (2 * trip, ["INSERT instance_mapping"])
 
 
+@pytest.mark.slow
 def test_thousand_creates_are_two_round_trips_per_node_and_four_statements(
     site: Site, directory: CellDirectory, meter: Meter
 ) -> None:
@@ -222,6 +225,7 @@ def test_move_is_two_round_trips_and_four_statements(
     assert (costs.round_trips, verbs(costs)) == (0, ["SELECT instance_mapping"])
 
 
+@pytest.mark.slow
 def test_prune_of_a_thousand_is_two_round_trips_per_node_and_three_statements(
     site: Site, directory: CellDirectory, meter: Meter
 ) -> None:

@@ -139,6 +139,7 @@ def test_answer_that_an_instance_is_not_mapped_cannot_be_moved_either(site: Site
         check_refused_once(site, directory, instance, HERE)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused(site: Site) -> None:
     directory = site.open(signing_key=OLD)
     (instance,) = mapped(directory, HERE)
@@ -157,6 +158,7 @@ def test_every_flipped_bit_is_refused(site: Site) -> None:
         assert outsider.peek_multi([instance])[0] in {None, entry}
 
 
+@pytest.mark.slow
 def test_entry_of_every_other_length_is_refused(site: Site) -> None:
     directory = site.open(signing_key=OLD)
     (instance,) = mapped(directory, HERE)
@@ -197,6 +199,7 @@ def test_entry_of_another_key_is_refused(site: Site) -> None:
     check_refused_once(site, site.open(signing_key=OLD, previous_signing_key=NEW), instance, HERE)
 
 
+@pytest.mark.slow
 def test_in_bulk_only_what_verifies_is_a_hit(site: Site) -> None:
     writer, reader = site.open(signing_key=OLD), site.open(signing_key=OLD)
     instances = mapped(writer, *[HERE, THERE] * 600)
@@ -257,6 +260,7 @@ def test_explain_tells_an_entry_that_does_not_verify(site: Site) -> None:
     assert "removed" in [step.found for step in explanation.steps]
 
 
+@pytest.mark.slow
 def test_verify_finds_and_repairs_what_does_not_verify(site: Site) -> None:
     directory = site.open(signing_key=OLD)
     instances = mapped(directory, HERE, THERE, HERE)
@@ -285,6 +289,7 @@ STEPS: list[Mapping[str, Any]] = [
 """As docs/configuration.md has it: the new key as the previous one, then the two swapped, then the old one gone."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_keys_are_rotated_without_a_wrong_answer_or_a_lost_hit(site: Site, step: int) -> None:
     """While a fleet goes from one step to the next, some of its processes are at the one and some at the other."""
@@ -308,6 +313,7 @@ def test_keys_are_rotated_without_a_wrong_answer_or_a_lost_hit(site: Site, step:
     assert sum(stats.misses for stats in statistics) == 4
 
 
+@pytest.mark.slow
 def test_entries_of_before_a_rotation_go_on_being_hits_until_the_old_key_is_left_out(site: Site) -> None:
     instances = mapped(site.open(**STEPS[0]), HERE, THERE)
     for step in STEPS[:3]:
@@ -319,6 +325,7 @@ def test_entries_of_before_a_rotation_go_on_being_hits_until_the_old_key_is_left
         check_refused_once(site, last, instance, cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -246,6 +246,7 @@ def test_redis_url_may_say_all_that_the_settings_may(trust: Trust, database_file
         assert REFUSED in cache_node(settings_of(database_file, server, url=server.url + foreign)).says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["tls_ca", "tls_cert"])
 def test_tls_file_that_cannot_be_used_is_named(key: str, tmp_path: Path, database_file: str) -> None:
     for content, reason in ((None, "No such file"), (b"not PEM", "")):

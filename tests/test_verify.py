@@ -32,6 +32,7 @@ def last(reports: Iterator[VerifyReport]) -> VerifyReport:
     return report
 
 
+@pytest.mark.slow
 def test_a_cache_that_follows_the_table_is_consistent(directory: CellDirectory) -> None:
     uuids = new_uuids(1500)
     directory.map_instances((uuid, HERE, "project") for uuid in uuids)
@@ -39,6 +40,7 @@ def test_a_cache_that_follows_the_table_is_consistent(directory: CellDirectory) 
     assert (report.checked, report.cached, report.wrong, report.consistency) == (1500, 1500, 0, 1.0)
 
 
+@pytest.mark.slow
 def test_wrong_cell_and_wrong_not_mapped_are_found_and_left_alone(directory: CellDirectory) -> None:
     wrong_cell, not_mapped, *_ = uuids = new_uuids(20)
     directory.map_instances((uuid, HERE, "project") for uuid in uuids)
@@ -51,6 +53,7 @@ def test_wrong_cell_and_wrong_not_mapped_are_found_and_left_alone(directory: Cel
         assert found == {wrong_cell: (THERE, HERE), not_mapped: (None, HERE)}
 
 
+@pytest.mark.slow
 def test_what_was_wrong_is_right_after_a_repair(directory: CellDirectory) -> None:
     (uuid,) = new_uuids(1)
     directory.map_instance(uuid, HERE, "project")
@@ -61,6 +64,7 @@ def test_what_was_wrong_is_right_after_a_repair(directory: CellDirectory) -> Non
     assert last(directory.verify()).wrong == 0
 
 
+@pytest.mark.slow
 def test_absent_entries_stay_absent(site: Site, directory: CellDirectory) -> None:
     uuids = new_uuids(5)
     directory.map_instances((uuid, HERE, "project") for uuid in uuids)
@@ -92,6 +96,7 @@ def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkey
     assert moved.is_set()
 
 
+@pytest.mark.slow
 def test_a_sample_looks_at_about_so_many(directory: CellDirectory) -> None:
     directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(1000))
     assert last(directory.verify(sample=250)).checked == 250
@@ -119,6 +124,7 @@ def here(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[CellD
             yield directory, config
 
 
+@pytest.mark.slow
 def test_command_says_what_is_wrong_and_repairs_on_request(
     here: tuple[CellDirectory, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
