@@ -4,8 +4,17 @@ VENV   := .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 MINUTES := 10
+# Processes to share the tests out among: more than there are processors, as many tests wait; fewer for those that
+# rest on time limits.
+WORKERS := 3
+QUIET_WORKERS := 2
 EXTRAS := redis,postgresql,test
 CODE   := cellcache backends migrations tests benchmarks
+
+# Whoever runs out of tests takes over some of another's last: neighbours, which share fixtures, mostly stay together.
+SHARED_OUT := --dist worksteal -n
+# Else each of them, and each command that a test starts, would compile everything again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -21,7 +30,7 @@ demo: $(VENV)/.installed  ## See the main job on SQLite, without any server
 test: lint servers test-wheel test-suite  ## Everything, with real servers; installs those that are missing where it may
 
 quick: $(VENV)/.installed-for-tests  ## The tests that need no server and little time
-	$(BIN)/python -m pytest -q -m "not servers and not slow and not wheel"
+	$(BIN)/python -m pytest -q $(SHARED_OUT) $(WORKERS) -m "not servers and not slow and not wheel"
 
 lint: $(VENV)/.installed-for-bench  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
@@ -33,7 +42,8 @@ servers: $(VENV)/.installed-for-tests  ## Install the servers that the tests lac
 	@$(BIN)/python -m tests.servers
 
 test-suite: $(VENV)/.installed-for-tests  ## The tests alone, with the servers there are
-	$(BIN)/python -m pytest -m "not wheel"
+	$(BIN)/python -m pytest $(SHARED_OUT) $(WORKERS) -m "not wheel and not quiet"
+	$(BIN)/python -m pytest $(SHARED_OUT) $(QUIET_WORKERS) -m "not wheel and quiet"
 
 # The folder that they run in holds no cellcache, so that what they import is what the wheel installed.
 test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and command line against the built wheel
@@ -43,7 +53,7 @@ test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and comm
 	.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --force-reinstall build/wheel/*.whl
 	mkdir build/elsewhere
 	cp -R pyproject.toml tests benchmarks docs $(wildcard *.md) build/elsewhere
-	cd build/elsewhere && SOURCE_OF_WHEEL=$(CURDIR) ../../.venv-wheel/bin/python -m pytest -m packaging
+	cd build/elsewhere && SOURCE_OF_WHEEL=$(CURDIR) ../../.venv-wheel/bin/python -m pytest $(SHARED_OUT) $(WORKERS) -m packaging
 
 soak: $(VENV)/.installed-for-tests servers  ## Ten minutes under faults, or MINUTES=60; the report is in soak-results/
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --report soak-results

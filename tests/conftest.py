@@ -24,6 +24,10 @@ for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
+# Where pytest starts processes of its own to run the tests in, readline tells them the width of its terminal.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 _SERVER_NAMES = {"memcached", "memcacheds", "redis", "redis_server", "mariadb", "postgresql"}

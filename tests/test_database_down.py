@@ -26,6 +26,8 @@ from tests.faults.deployment import Deployment, open_directory, prepare, wait_un
 from tests.faults.proxy import Link, Proxy, swallow
 from tests.servers import DatabaseServer, MariaDB, Memcached
 
+pytestmark = pytest.mark.quiet
+
 STATEMENT_S = 1.0
 CONNECT_S = 1.0
 FENCE_S = 3.0

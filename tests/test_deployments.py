@@ -89,6 +89,8 @@ def test_the_readme_lists_every_profile_and_no_other() -> None:
     assert sorted(set(re.findall(r"\(([\w-]+\.toml)\)", (FOLDER / "README.md").read_text()))) == PROFILES
 
 
+@pytest.mark.slow
+@pytest.mark.quiet  # with the profiles' own time limits, which are short
 @pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize(
     "profile",

@@ -36,6 +36,8 @@ from tests.faults.proxy import (
 )
 from tests.servers import Memcached, Redis
 
+pytestmark = pytest.mark.quiet
+
 TIMEOUT_S = 0.2
 RETRY_S = 0.5
 A_LOOKUP_S = 5 * TIMEOUT_S  # what no lookup may take, with room for a busy machine
