@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from cellcache.errors import CellCacheError
-from cellcache.protocol import CoherentBackend
+from cellcache.protocol import CoherentBackend, Fence, Settlement
 from cellcache.store import Store
 from cellcache.transaction import Transaction
 
@@ -41,7 +41,9 @@ class Invalidations:
         self._backend = backend
         self._always = durable == "always"
         self._settled: deque[int] = deque()  # rows to be forgotten
-        self._unsettled: deque[tuple[int, list[str]]] = deque(maxlen=_MOST_OF_OUR_OWN)  # rows and what of them is to go
+        self._unsettled: deque[tuple[int, Mapping[str, Fence | None]]] = deque(
+            maxlen=_MOST_OF_OUR_OWN
+        )  # rows, their fences
         self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
         self.wanted = threading.Event()
         """Set when there is something to deliver that should not wait for the next pass."""
@@ -61,17 +63,30 @@ class Invalidations:
         if row is not None:
             self._settled.append(row)
 
-    def unsettled(self, row: int | None, keys: Sequence[str], *, after_s: float = 0.0) -> None:
-        """The write is committed, or may be, and the cache could not be told: make sure that somebody will."""
+    def unsettled(self, row: int | None, fences: Mapping[str, Fence | None]) -> None:
+        """The write is committed and the cache could not be told: make sure that somebody will.
+
+        `fences` are those of the write's instances; None for one that could not be fenced.
+        """
         if row is None:
-            try:
-                self._store.add_invalidation(keys, after_s)
-            except CellCacheError as error:
-                log.warning("an invalidation waits in this process alone until the database answers: %s", error)
-                self._unrecorded.append((list(keys), after_s))
-        else:
-            self._unsettled.append((row, list(keys)))
+            row = self._record_later(list(fences), 0.0)
+        if row is not None:
+            self._unsettled.append((row, fences))
         self.wanted.set()
+
+    def in_doubt(self, keys: Sequence[str], *, after_s: float) -> None:
+        """The write may have been committed, or may yet be: what the cache holds after so long must go."""
+        self._record_later(keys, after_s)
+        self.wanted.set()
+
+    def _record_later(self, keys: Sequence[str], after_s: float) -> int | None:
+        """Record an invalidation outside its write; return its row's id, or None while the database does not answer."""
+        try:
+            return self._store.add_invalidation(keys, after_s)
+        except CellCacheError as error:
+            log.warning("an invalidation waits in this process alone until the database answers: %s", error)
+            self._unrecorded.append((list(keys), after_s))
+            return None
 
     def deliver(self) -> Delivery:
         """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable."""
@@ -110,13 +125,18 @@ class Invalidations:
         self.wanted = threading.Event()
 
     def _deliver_unsettled(self) -> None:
-        """Deliver what our own writes could not settle; others leave those rows alone for a while."""
+        """Deliver what our own writes could not settle; others leave those rows alone for a while.
+
+        Nobody else may remove our fences, which would send readers to SQL until they expire.
+        """
         for _ in range(len(self._unsettled)):
-            row, keys = self._unsettled.popleft()
-            if all(self._backend.invalidate_multi(keys)):
+            row, fences = self._unsettled.popleft()
+            settlements = [Settlement(key, fence, None) for key, fence in fences.items() if fence is not None]
+            unfenced = [key for key, fence in fences.items() if fence is None]
+            if all([*self._backend.settle_multi(settlements), *self._backend.invalidate_multi(unfenced)]):
                 self._settled.append(row)
             else:
-                self._unsettled.append((row, keys))
+                self._unsettled.append((row, fences))
 
     def _forget_settled(self) -> None:
         ids = [self._settled.popleft() for _ in range(len(self._settled))]

@@ -13,7 +13,6 @@ from sqlalchemy import (
     Connection,
     delete,
     func,
-    insert,
     select,
     text,
 )
@@ -31,13 +30,12 @@ from cellcache.rows import (
     batches,
     cell_of,
     instance_of,
-    invalidation_row,
     now,
     select_cells,
     select_mappings,
 )
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping
-from cellcache.transaction import Transaction, TransactionBroken, begin
+from cellcache.transaction import Transaction, TransactionBroken, begin, insert_invalidation
 
 T = TypeVar("T")
 
@@ -200,10 +198,10 @@ class Store:
             for batch in batches(ids):
                 connection.execute(delete(cache_invalidation).where(cache_invalidation.c.id.in_(batch)))
 
-    def add_invalidation(self, instance_uuids: Sequence[str], after_s: float) -> None:
-        """Record, outside any write, that these entries must go."""
+    def add_invalidation(self, instance_uuids: Sequence[str], after_s: float) -> int:
+        """Record, outside any write, that these entries must go; return the row's id."""
         with database_errors(self.url), self._reading.connect() as connection:
-            connection.execute(insert(cache_invalidation).values(invalidation_row(instance_uuids, after_s)))
+            return insert_invalidation(connection, instance_uuids, after_s)
 
     # -- writes --------------------------------------------------------------------------------------------------
 

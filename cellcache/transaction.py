@@ -37,6 +37,11 @@ _insert_invalidation = PreparedInsert(
 )
 
 
+def insert_invalidation(connection: Connection, instance_uuids: Sequence[str], after_s: float) -> int:
+    """Record that these entries must go: somebody delivers it after so many seconds. Return the row's id."""
+    return _insert_invalidation.execute(connection, invalidation_row(instance_uuids, after_s)) or 0
+
+
 class TransactionBroken(Exception):
     """The connection was dead, or a deadlock ended the transaction: nothing was written, and it may be tried again."""
 
@@ -158,8 +163,8 @@ class Transaction:
         self._connection.execute(delete(instance_mapping).where(instance_mapping.c.id.in_(ids)))
 
     def add_invalidation(self, instance_uuids: Sequence[str], after_s: float) -> int:
-        """Record that these entries must go; somebody delivers it after so many seconds unless it is forgotten."""
-        return _insert_invalidation.execute(self._connection, invalidation_row(instance_uuids, after_s)) or 0
+        """Record that these entries must go, if the write is committed; see `insert_invalidation`."""
+        return insert_invalidation(self._connection, instance_uuids, after_s)
 
     def insert_cell(self, cell: CellMapping) -> None:
         try:

@@ -81,7 +81,7 @@ class WriteThrough:
         except BaseException:
             if transaction is not None and transaction.in_doubt:
                 # It may still happen. The fences stay until they expire; what has come in their place by then must go.
-                self._invalidations.unsettled(None, keys, after_s=self._fence_ttl_s)
+                self._invalidations.in_doubt(keys, after_s=self._fence_ttl_s)
             else:
                 self._settle(fences, dict.fromkeys(fences))
             raise
@@ -89,7 +89,7 @@ class WriteThrough:
         if settled == changes.keys():
             self._invalidations.settled(row)
         else:
-            self._invalidations.unsettled(row, [key for key in keys if key not in settled])
+            self._invalidations.unsettled(row, {key: fences.get(key) for key in keys if key not in settled})
         return result
 
     def _fence(self, keys: Sequence[str]) -> dict[str, Fence]:

@@ -95,6 +95,28 @@ def test_delivery_removes_values_and_spares_fences(site: Site, directory: CellDi
     assert directory._backend.fence_multi([fenced]) != [None]
 
 
+@pytest.mark.parametrize("backend", [pytest.param("memcached", marks=pytest.mark.needs("memcached")), "fakeredis"])
+@pytest.mark.parametrize("durable", ["always", "unreachable"])
+def test_writer_that_could_not_settle_takes_its_fence_away_as_soon_as_it_can(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, durable: str
+) -> None:
+    """Nobody else may, and until the fence expired every lookup of the instance would go to SQL."""
+    with open_site(request, tmp_path, backend) as site:
+        directory, (uuid,) = CellDirectory(site.settings(durable=durable)), new_uuids(1)  # without its thread
+        directory.map_instance(uuid, HERE, "project")
+        with monkeypatch.context() as patch:
+            patch.setattr(directory._backend, "settle_multi", lambda settlements: [False] * len(settlements))
+            directory.move_instance(uuid, THERE)
+            directory.deliver_invalidations()
+        assert directory.resolve_cell(uuid).uuid == THERE
+        assert directory.stats().fills_stored == 0  # the fence stands
+        directory.deliver_invalidations()
+        assert directory.resolve_cell(uuid).uuid == THERE
+        assert directory.stats().fills_stored == 1
+        assert rows(site) == 0
+        directory.close()
+
+
 @pytest.fixture
 def cache() -> Iterator[Memcached]:
     with Memcached() as server:
