@@ -9,6 +9,8 @@ import pytest
 
 from tests.faults.campaign import Campaign, run
 
+pytestmark = pytest.mark.quiet
+
 SECONDS = float(os.environ.get("CAMPAIGN_S", "15"))
 SEED = int(os.environ.get("CAMPAIGN_SEED", "1"))
 

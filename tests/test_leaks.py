@@ -82,6 +82,7 @@ def test_connections_that_break_are_closed_and_closing_leaves_nothing(memcached:
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(300)
 @pytest.mark.needs("memcached", "mariadb")
 def test_half_a_minute_of_faults_leaves_as_much_as_there_was_before(tmp_path: Path) -> None:
