@@ -166,6 +166,7 @@ def test_proxy_counts_a_request_in_pieces_once_and_two_requests_twice() -> None:
 # -- profiles ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_profile_calls_the_operation_with_fresh_arguments_and_names_what_it_calls() -> None:
     asked: list[int] = []
 
@@ -186,6 +187,7 @@ def test_profile_calls_the_operation_with_fresh_arguments_and_names_what_it_call
     assert calls == {"operation": 1.0, "append": 1.0}
 
 
+@pytest.mark.slow
 def test_profile_tells_waiting_for_a_socket_from_work() -> None:
     here, there = socket.socketpair()
 
@@ -234,6 +236,7 @@ def test_case_without_timed_calls_has_no_profile() -> None:
         assert Bench(_OPTIONS, world, progress).profile("memory-memcached", "cellcache.memcached") is None
 
 
+@pytest.mark.slow
 def test_report_says_of_each_missed_goal_why_and_where_the_time_goes() -> None:
     ours, others = "cellcache.memcached", ("dogpile.pymemcache", "sql.core")
     figures = [Figure(key, key, [1.0]) for key in (ours, *others)]

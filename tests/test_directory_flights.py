@@ -175,6 +175,7 @@ def test_misses_of_many_at_once_and_of_one_share_a_read(
     assert directory.stats().sql_reads == 1
 
 
+@pytest.mark.slow
 def test_many_that_overlap_are_each_read_once(
     site: Site, directory: CellDirectory, pool: ThreadPoolExecutor, slow: SlowReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +311,7 @@ def test_waiter_that_asked_before_a_prune_was_made_is_told_after_it(
     assert cell(first) == HERE
 
 
+@pytest.mark.slow
 def test_many_waiters_behind_an_outdated_read_are_all_told_the_new_answer(
     site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_backend_without_leases_is_a_note(deployment: Deployment) -> None:
     assert "not coherent" in finding["says"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("age", "level"), [("-5 seconds", "note"), ("-10 minutes", "problem")])
 def test_invalidations_that_wait_too_long_are_a_problem(deployment: Deployment, age: str, level: str) -> None:
     memcached_configuration(deployment, "127.0.0.1:1")

@@ -97,6 +97,7 @@ def cells(directory: CellDirectory, keys: list[str]) -> list[str]:
     return [directory.resolve_cell(key).uuid for key in keys]
 
 
+@pytest.mark.slow
 def test_child_finds_what_the_parent_has_mapped(site: Site) -> None:
     directory, keys = site.open(), new_uuids(10)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
@@ -240,6 +241,7 @@ def test_closed_directory_stays_closed_in_the_child(site: Site) -> None:
     assert in_child(lambda: [thread.name for thread in threading.enumerate()].count("cellcache")) == 0
 
 
+@pytest.mark.slow
 def test_the_processs_own_directory_works_in_the_child(site: Site) -> None:
     key = str(uuid4())
     try:

@@ -64,6 +64,7 @@ def test_signed_entry_verifies_for_its_own_instance_alone_and_only_as_it_is(
             decode(SIGNER.verified(key, forged))
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=80), st.binary(min_size=SIGNATURE_SIZE, max_size=SIGNATURE_SIZE))
 def test_signature_cannot_be_guessed_by_chance(value: bytes, signature: bytes) -> None:
     with pytest.raises(Undecodable):

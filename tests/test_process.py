@@ -101,6 +101,7 @@ def test_first_use_opens_and_the_next_uses_the_same(site: Site, key: str, monkey
     assert opened is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["Settings", "path", "text", "directory"])
 def test_configure_takes(site: Site, key: str, tmp_path: Path, form: str) -> None:
     path = write_config(site, tmp_path / "cellcache.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -225,8 +226,9 @@ def test_bad_key_is_refused(region: Any) -> None:
     ],
 )
 def test_backend_that_is_not_there_is_a_config_error(
-    request: pytest.FixtureRequest, tmp_path: Path, backend: str, told: str
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, told: str
 ) -> None:
+    monkeypatch.setitem(sys.modules, "pylibmc", None)  # as if it were not: the benchmarks install it
     with open_site(request, tmp_path, "memory") as site, pytest.raises(ConfigError, match=told):
         site.open(backend=backend, arguments={"url": "127.0.0.1"})
 

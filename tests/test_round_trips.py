@@ -150,6 +150,7 @@ def test_hits_at_once_are_one_round_trip_per_node(site: Site, directory: CellDir
     assert len(set(costs.requests)) == costs.round_trips  # each to another node
 
 
+@pytest.mark.slow
 def test_ten_thousand_hits_are_a_round_trip_for_each_thousand_of_a_node(
     site: Site, directory: CellDirectory, meter: Meter
 ) -> None:
@@ -242,6 +243,7 @@ def test_prune_of_a_thousand_is_two_round_trips_per_node_and_three_statements(
     assert (costs.round_trips, verbs(costs)) == (0, ["SELECT instance_mapping"])
 
 
+@pytest.mark.slow
 def test_invalidations_of_a_thousand_are_two_round_trips_per_node_at_most(
     site: Site, directory: CellDirectory, meter: Meter
 ) -> None:
