@@ -71,7 +71,9 @@ class Invalidations:
         if row is None:
             row = self._record_later(list(fences), 0.0)
         if row is not None:
-            self._unsettled.append((row, fences))
+            # Another thread will ask, over its own connection: the mark is enough, and what is kept here stays open.
+            marks = {key: fence and fence._replace(token=b"", connection=None) for key, fence in fences.items()}
+            self._unsettled.append((row, marks))
         self.wanted.set()
 
     def in_doubt(self, keys: Sequence[str], *, after_s: float) -> None:
