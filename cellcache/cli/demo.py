@@ -237,7 +237,10 @@ def _against_sql(cost: Cost) -> str:
     if cost.kind.startswith("sql"):
         return "1"
     times = "\N{MULTIPLICATION SIGN}"
-    return f"{cost.of_sql:.2f}{times} the time" if cost.of_sql > 0.9 else f"{1 / cost.of_sql:.2g}{times} faster"
+    faster = 1 / cost.of_sql
+    return (
+        f"{cost.of_sql:.2f}{times} the time" if faster < 1.1 else f"{faster:.{0 if faster >= 10 else 1}f}{times} faster"
+    )
 
 
 def _moved(moved: Moved) -> Iterator[RenderableType]:
