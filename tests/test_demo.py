@@ -143,6 +143,7 @@ def test_on_a_database_with_tables_it_leaves_them_empty(deployment: Deployment, 
     assert (stats["mappings"], stats["cells"]) == (0, [])
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("cache", ["memcached", "redis"])
 def test_on_a_shared_cache_another_directory_sees_the_move(
     deployment: Deployment, cache: str, request: pytest.FixtureRequest
