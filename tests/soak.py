@@ -67,6 +67,7 @@ def report(result: Result, campaign: Campaign, found: list[str]) -> str:
         "",
         "Troubles: " + ("none" if not found else ""),
         *(f"- {trouble}" for trouble in found),
+        *(f"\n```\n{told}\n```" for told in result.stories()),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.faults import history
 from tests.faults.checker import Commit, check
-from tests.faults.history import Call, Outcome, Recorder
+from tests.faults.history import Call, History, Outcome, Recorder
+from tests.faults.journal import Journal
+from tests.faults.judgement import judge
+from tests.faults.nemesis import Event
+from tests.faults.story import story
 
 KEY = "instance"
 
@@ -109,6 +114,66 @@ def test_a_stale_answer_is_reported_with_its_age() -> None:
     (finding,) = check(KEY, "a", [B, C], calls)
     assert (finding.answered, finding.due, finding.age_s) == (0, 2, 0.025)
     assert "stale read: r of instance, a, version 0 where 2 was due, 25.0 ms after" in str(finding)
+
+
+# -- what the promise allows for ---------------------------------------------------------------------------------------
+
+
+SECOND = 1_000_000_000
+
+
+def judged(
+    commits: list[Commit], calls: list[Call], delivered_at: Mapping[str, int], *, unreached: str = "", killed: int = 0
+) -> tuple[int, int, int]:
+    """Return how many answers were old in a window, old after a fence was lost, and in breach of the promise.
+
+    `delivered_at` tells when a write's invalidation was, and `killed` when a node was. Times are in seconds.
+    """
+    calls = [
+        replace(call, start=call.start * SECOND, end=None if call.end is None else call.end * SECOND) for call in calls
+    ]
+    found = History(calls={KEY: calls}, unreached={unreached: {KEY}})
+    journal = Journal({KEY: commits}, {op: at * SECOND for op, at in delivered_at.items()})
+    events = [Event("node killed", "node", killed * SECOND, (killed + 1) * SECOND)] if killed else []
+    outcome = judge(found, journal, events)
+    for finding in outcome.breaches:
+        assert story(finding, found, journal, events).count("<-- the finding") == 1
+    return len(outcome.in_a_window), len(outcome.fence_lost), len(outcome.breaches)
+
+
+FROM_NOTHING = Commit("w0", "a")
+WRITE_A = write("w0", "a", 1, 2)
+
+
+def test_an_old_answer_is_excused_while_the_invalidation_of_an_unreachable_node_waits() -> None:
+    calls = [WRITE_A, WRITE_B, read("a", 21, 22, "r1"), read("b", 23, 24, "r2"), read("a", 25, 26, "r3")]
+    assert judged([FROM_NOTHING, B], calls, {}, unreached="w1") == (2, 0, 0)
+    assert judged([FROM_NOTHING, B], calls, {"w1": 30}, unreached="w1") == (2, 0, 0)
+    assert judged([FROM_NOTHING, B], calls, {"w1": 24}, unreached="w1") == (1, 0, 1)
+    assert judged([FROM_NOTHING, B], calls, {"w1": 30}) == (0, 0, 2)
+
+
+def test_a_node_that_was_killed_excuses_until_the_write_returns() -> None:
+    calls = [
+        WRITE_A,
+        write("w1", "b", 10, 50),
+        read("b", 21, 22, "r1"),
+        read("a", 25, 26, "r2"),
+        read("a", 51, 52, "r3"),
+    ]
+    delivered_at = {"w1": 60}
+    assert judged([FROM_NOTHING, B], calls, delivered_at, killed=15) == (0, 1, 1)
+    assert judged([FROM_NOTHING, B], calls, delivered_at, killed=9) == (0, 1, 1), "perhaps only after the write began"
+    assert judged([FROM_NOTHING, B], calls, delivered_at, killed=5) == (0, 0, 2)
+    assert judged([FROM_NOTHING, B], calls, delivered_at) == (0, 0, 2)
+
+
+def test_an_old_answer_in_a_window_is_not_taken_for_a_later_write_of_the_same_value() -> None:
+    """While another write of "a" is under way, who reads "a" in the window of "b" need not have seen that."""
+    commits = [FROM_NOTHING, B, Commit("w2", "a")]
+    calls = [WRITE_A, WRITE_B, write("w2", "a", 25, 40), read("a", 26, 27, "r1"), read("b", 28, 29, "r2")]
+    assert judged(commits, calls, {}, unreached="w1") == (0, 0, 0)
+    assert judged(commits, calls, {"w1": 22}, unreached="w1") == (0, 0, 1), "it can only have been the later write"
 
 
 @pytest.mark.slow

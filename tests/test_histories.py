@@ -23,7 +23,7 @@ def test_under_faults_every_answer_fits_the_order_of_commits(tmp_path: Path) -> 
     report = "\n".join(result.lines())
     print(report)
     assert not result.history.unexpected, report
-    assert not result.findings.breaches, "\n".join([report, *map(str, result.findings.breaches[:20])])
+    assert not result.findings.breaches, "\n".join([report, *result.stories()])
     assert not result.final_differences, report
     assert result.history.reads > 100 * SECONDS, report
     assert sum(map(len, result.journal.commits.values())) > 3 * SECONDS, report

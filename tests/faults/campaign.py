@@ -1,9 +1,4 @@
-"""Processes that read and write while the nemesis is at work, and the judgement of what they were told.
-
-While a write's cache node cannot be reached, and until its invalidation is delivered, readers who can reach that
-node may see the older answer: that is the one window which the promise declares. So what the checker finds is
-sorted: inside such a window, after a fence that was lost with its node's memory, or in breach of the promise.
-"""
+"""Processes that read and write while the nemesis is at work; what they were told is recorded and judged."""
 
 from __future__ import annotations
 
@@ -14,10 +9,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import psutil
 import sqlalchemy
@@ -25,37 +20,19 @@ from sqlalchemy import text
 
 from cellcache import CellDirectory
 from tests.faults import history
-from tests.faults.checker import Commit, Finding, check
+from tests.faults.checker import Finding
 from tests.faults.deployment import open_directory, prepare, wait_until
 from tests.faults.history import History, clock
+from tests.faults.journal import Journal, connected, create_journal, read_journal
+from tests.faults.judgement import Sorted, judge
 from tests.faults.nemesis import Event, Nemesis, Processes
 from tests.faults.proxy import Proxy
+from tests.faults.story import story
 from tests.faults.workload import DIE, QUIET, STOP, Plan
 from tests.servers import MariaDB, Memcached
 
 NODES = 3
 SPARES = 1
-CLOCKS_S = 0.01  # by how much the database's clock and ours may differ at most, on one machine
-
-_TRIGGERS = """
-CREATE TABLE journal (
-    seq BIGINT AUTO_INCREMENT PRIMARY KEY, at DATETIME(6) NOT NULL DEFAULT SYSDATE(6), what CHAR(9) NOT NULL,
-    op VARCHAR(64), instance_uuid VARCHAR(36), cell_uuid VARCHAR(36), row_id BIGINT
-);
-CREATE TRIGGER created AFTER INSERT ON instance_mapping FOR EACH ROW
-    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
-    VALUES (SYSDATE(6), 'commit', @op, NEW.instance_uuid, NEW.cell_uuid);
-CREATE TRIGGER moved AFTER UPDATE ON instance_mapping FOR EACH ROW
-    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
-    VALUES (SYSDATE(6), 'commit', @op, NEW.instance_uuid, NEW.cell_uuid);
-CREATE TRIGGER pruned AFTER DELETE ON instance_mapping FOR EACH ROW
-    INSERT INTO journal (at, what, op, instance_uuid, cell_uuid)
-    VALUES (SYSDATE(6), 'commit', @op, OLD.instance_uuid, NULL);
-CREATE TRIGGER recorded AFTER INSERT ON cache_invalidation FOR EACH ROW
-    INSERT INTO journal (at, what, op, row_id) VALUES (SYSDATE(6), 'recorded', @op, NEW.id);
-CREATE TRIGGER delivered AFTER DELETE ON cache_invalidation FOR EACH ROW
-    INSERT INTO journal (at, what, op, row_id) VALUES (SYSDATE(6), 'delivered', @op, OLD.id);
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +103,6 @@ class Sampler:
 
 
 @dataclass
-class Journal:
-    """What the database wrote down: the order of commits per instance, and when invalidations were delivered."""
-
-    commits: dict[str, list[Commit]] = field(default_factory=dict)
-    delivered_at: dict[str, int] = field(default_factory=dict)  # by write; absent: not yet
-    recorded: set[str] = field(default_factory=set)  # writes that left an invalidation row
-
-
-class Sorted(NamedTuple):
-    """What the checker found, by whether the promise allows for it."""
-
-    in_a_window: list[Finding]
-    fence_lost: list[Finding]
-    breaches: list[Finding]
-
-
-@dataclass
 class Result:
     history: History
     journal: Journal
@@ -157,6 +117,11 @@ class Result:
     """What one process that lived through it all held before the first fault, and after the last."""
     after: Sample
     samples: list[Sample]
+
+    def stories(self) -> Iterator[str]:
+        """Tell how each of the first breaches came about."""
+        for finding in self.findings.breaches[:5]:
+            yield story(finding, self.history, self.journal, self.events)
 
     def lines(self) -> Iterator[str]:
         """Tell it in figures."""
@@ -292,7 +257,7 @@ def run(campaign: Campaign, folder: Path) -> Result:
             sabotage=campaign.sabotage,
         )
         plan.save(folder / "plan.json")
-        _create_journal(url)
+        create_journal(url)
         workers = _Workers(folder / "plan.json", folder, campaign.processes)
         stack.callback(workers.close)
         wait_until(lambda: len(list(folder.glob("*.history"))) >= campaign.processes, "the workload has begun", 60)
@@ -316,7 +281,7 @@ def run(campaign: Campaign, folder: Path) -> Result:
         assert not any(exits), (exits, (folder / "errors").read_text()[-2000:])
         with open_directory(url, plan.cache, **plan.database) as directory:
             differences = _differences(directory, plan.keys)
-        journal = _read_journal(url)
+        journal = read_journal(url)
     found = history.load(sorted(folder.glob("*.history")))
     windows_s = [(journal.delivered_at[op] - start) / 1e9 for op, start in _outstanding(found, journal)]
     return Result(
@@ -333,48 +298,6 @@ def run(campaign: Campaign, folder: Path) -> Result:
     )
 
 
-def judge(found: History, journal: Journal, events: Sequence[Event]) -> Sorted:
-    """Check every instance and sort what was found."""
-    outcome = Sorted([], [], [])
-    restarts = [event.start for event in events if event.name == "node killed"]
-    for key, calls in found.calls.items():
-        commits = journal.commits.get(key, [])
-        for finding in check(key, None, commits, calls):
-            overtaken = [commit.op for commit in commits[finding.answered : finding.due]]
-            starts = {call.op: call.start for call in calls if call.kind == "write"}
-            if finding.kind not in {"stale read", "backward read"}:
-                outcome.breaches.append(finding)
-            elif all(_was_out_of_reach(op, finding, found, journal) for op in overtaken):
-                outcome.in_a_window.append(finding)
-            elif finding.kind == "backward read" and all(
-                _was_out_of_reach(op, finding, found, journal)
-                or _lost_its_fence(op, starts, finding, restarts, journal)
-                for op in overtaken
-            ):
-                outcome.fence_lost.append(finding)
-            else:
-                outcome.breaches.append(finding)
-    return outcome
-
-
-def _was_out_of_reach(op: str, finding: Finding, found: History, journal: Journal) -> bool:
-    """Whether the read began while the write's invalidation was outstanding for want of its node."""
-    if finding.key not in found.unreached.get(op, ()):
-        return False
-    delivered = journal.delivered_at.get(op)
-    return delivered is None or finding.call.start <= delivered + CLOCKS_S * 1e9
-
-
-def _lost_its_fence(
-    op: str, starts: Mapping[str, int], finding: Finding, restarts: Sequence[int], journal: Journal
-) -> bool:
-    """Whether a node lost its memory while the write, which has not returned yet, was under way."""
-    end = finding.call.end or 0
-    delivered = journal.delivered_at.get(op)
-    outstanding = delivered is None or finding.call.start <= delivered + CLOCKS_S * 1e9
-    return outstanding and any(starts[op] <= restart <= end for restart in restarts)
-
-
 def _outstanding(found: History, journal: Journal) -> Iterator[tuple[str, int]]:
     """The writes that were committed with a node out of reach, and when each began."""
     starts = {call.op: call.start for calls in found.calls.values() for call in calls if call.kind == "write"}
@@ -383,33 +306,9 @@ def _outstanding(found: History, journal: Journal) -> Iterator[tuple[str, int]]:
             yield op, starts[op]
 
 
-def _create_journal(url: str) -> None:
-    with _connected(url) as connection:
-        for statement in _TRIGGERS.split(";\n"):
-            if statement.strip():
-                connection.exec_driver_sql(statement)
-
-
-def _read_journal(url: str) -> Journal:
-    journal = Journal()
-    rows: dict[int, str] = {}  # the write of each invalidation row
-    query = "SELECT what, op, instance_uuid, cell_uuid, row_id, UNIX_TIMESTAMP(at) FROM journal ORDER BY seq"
-    with _connected(url) as connection:
-        offset = clock() - time.time_ns()
-        for what, op, key, cell, row_id, at in connection.execute(text(query)):
-            if what == "commit":
-                journal.commits.setdefault(key, []).append(Commit(op, cell))
-            elif what == "recorded" and op is not None:
-                rows[row_id] = op
-                journal.recorded.add(op)
-            elif what == "delivered" and row_id in rows:
-                journal.delivered_at[rows[row_id]] = int(at * 1_000_000) * 1000 + offset
-    return journal
-
-
 def _wait_for_delivery(url: str) -> float:
     began = time.monotonic()
-    with _connected(url) as connection:
+    with connected(url) as connection:
         left = text("SELECT COUNT(*) FROM cache_invalidation")
         wait_until(lambda: connection.scalar(left) == 0, "all invalidations are delivered", 60)
     return time.monotonic() - began
@@ -421,13 +320,3 @@ def _differences(directory: CellDirectory, keys: Sequence[str]) -> dict[str, tup
     told = {key: cached[key].uuid if key in cached else None for key in keys}
     rows: dict[str, Any] = {row.instance_uuid: row.cell_uuid for row in directory.list_instances(limit=100_000)}
     return {key: (told[key], rows.get(key)) for key in keys if told[key] != rows.get(key)}
-
-
-@contextlib.contextmanager
-def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            yield connection
-    finally:
-        engine.dispose()

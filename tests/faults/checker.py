@@ -12,7 +12,8 @@ every call may take the earliest moment that its own start and those of all olde
 - a commit's version must be above the floor;
 - a read's version must be at or above the floor, and no commit up to it may have started after the read ended;
 - where a read's answer fits several versions (an instance that was unmapped twice), take the oldest that will do:
-  it raises the floor for later calls the least, so if any choice fits, this one does.
+  it raises the floor for later calls the least, so if any choice fits, this one does. A read that is excused from
+  knowing the newest commits, as in a declared window, may have answered with a version from before them.
 
 A write of unknown outcome has no end, so it never raises the floor by itself; if it is among the commits, reads may
 see it at any time after its start, and once one has, later ones must.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple
@@ -45,6 +46,8 @@ Kind = Literal[
 class Commit(NamedTuple):
     op: str
     value: str | None
+    at: int = 0
+    """When the row was changed, which is before the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,17 @@ class Finding:
         return text
 
 
-def check(key: str, first: str | None, commits: Sequence[Commit], calls: Sequence[Call]) -> list[Finding]:
-    """Return what is wrong with the calls about one instance whose cell was `first` at the beginning."""
+def check(
+    key: str,
+    first: str | None,
+    commits: Sequence[Commit],
+    calls: Sequence[Call],
+    excused: Callable[[Call, Commit], bool] = lambda _call, _commit: False,
+) -> list[Finding]:
+    """Return what is wrong with the calls about one instance whose cell was `first` at the beginning.
+
+    Old answers are told even where the read is `excused` from knowing the commits that it does not know of.
+    """
     findings = _check_outcomes(key, commits, calls)
     versions = {commit.op: number for number, commit in enumerate(commits, start=1)}
     candidates: dict[str | None, list[int]] = {}
@@ -91,9 +103,12 @@ def check(key: str, first: str | None, commits: Sequence[Commit], calls: Sequenc
             continue
         assert call.end is not None
         possible = candidates.get(call.value, [])
-        fitting = next((v for v in possible if v >= floor.version and begun[v] <= call.end), None)
-        if fitting is not None:
-            floor.ends(call.end, fitting, is_write=False)
+        fitting = [version for version in possible if begun[version] <= call.end]
+        if fitting and fitting[-1] >= floor.version:
+            least = floor.version
+            while least and excused(call, commits[least - 1]):
+                least -= 1
+            floor.ends(call.end, next(version for version in fitting if version >= least), is_write=False)
         elif not possible:
             findings.append(Finding("never written", key, call))
         elif possible[0] >= floor.version:
@@ -150,7 +165,7 @@ def _check_outcomes(key: str, commits: Sequence[Commit], calls: Sequence[Call]) 
         if call.outcome == "failed" and op in committed:
             findings.append(Finding("denied write", key, call))
     seen: set[str] = set()
-    for op, value in commits:
+    for op, value, _ in commits:
         if op in seen:
             findings.append(Finding("written twice", key, writes.get(op, Call(op, "write", value, 0, None))))
         elif op not in writes:

@@ -67,8 +67,8 @@ class Recorder:
         """The cache node of these did not confirm a fence or a settlement of the write."""
         self._line(op=op, unreached=list(keys), at=clock())
 
-    def unexpected(self, op: str, error: BaseException) -> None:
-        self._line(op=op, unexpected=f"{type(error).__name__}: {error}"[:500], at=clock())
+    def unexpected(self, thread: str, error: BaseException | None) -> None:
+        self._line(op=thread, unexpected=f"{type(error).__name__}: {error}"[:500], at=clock())
 
     def finished(self, statistics: Mapping[str, Any]) -> None:
         self._line(statistics=statistics)

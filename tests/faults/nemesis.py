@@ -138,16 +138,16 @@ class Nemesis:
         node, _ = self._dice.choice(self._nodes)
         start = clock()
         node.kill()
+        self._note("node killed", node, start)
         self._wait(0.1, 1.0)
         node.start()
-        self._note("node killed", node, start)
 
     def _bounce_node(self) -> None:
         node, _ = self._dice.choice(self._nodes)
         start = clock()
         node.kill()
-        node.start()
         self._note("node killed", node, start)
+        node.start()
 
     def _cut_node(self) -> None:
         node, proxy = self._dice.choice(self._nodes)

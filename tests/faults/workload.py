@@ -130,9 +130,6 @@ class Worker:
                 self._recorder.read(op, start, {key: cell})
         except CellCacheError as error:
             self._recorder.unanswered(op, start, error)
-        except BaseException as error:
-            self._recorder.unexpected(op, error)
-            raise
 
     def _resolve_in_a_thread_of_its_own(self, key: str) -> None:
         """Threads come and go; what they had connected must go with them."""
@@ -147,32 +144,25 @@ class Worker:
             self._recorder.read(op, start, {key: cells[key].uuid if key in cells else None for key in keys})
         except CellCacheError as error:
             self._recorder.unanswered(op, start, error)
-        except BaseException as error:
-            self._recorder.unexpected(op, error)
-            raise
 
     def _write(self, values: Answers, call: Callable[[], object]) -> None:
         """Make one write. One that changes nothing has nevertheless told what it found: that is a read."""
         op = self._doing.op = self._next()
         start = self._recorder.begin(op, values)
         try:
-            try:
-                call()
-            except MappingExists as error:
-                self._recorder.end(op, "failed")
-                self._recorder.read(f"{op}-found", start, {error.existing.instance_uuid: error.existing.cell_uuid})
-            except InstanceNotMapped as error:
-                self._recorder.end(op, "failed")
-                self._recorder.read(f"{op}-found", start, {error.instance_uuid: None})
-            except CommitUnknown:
-                self._recorder.end(op, "unknown")
-            except (DatabaseUnavailable, CellCacheError):
-                self._recorder.end(op, "failed")
-            else:
-                self._tell_result(op, start, values)
-        except BaseException as error:
-            self._recorder.unexpected(op, error)
-            raise
+            call()
+        except MappingExists as error:
+            self._recorder.end(op, "failed")
+            self._recorder.read(f"{op}-found", start, {error.existing.instance_uuid: error.existing.cell_uuid})
+        except InstanceNotMapped as error:
+            self._recorder.end(op, "failed")
+            self._recorder.read(f"{op}-found", start, {error.instance_uuid: None})
+        except CommitUnknown:
+            self._recorder.end(op, "unknown")
+        except CellCacheError:
+            self._recorder.end(op, "failed")
+        else:
+            self._tell_result(op, start, values)
 
     def _tell_result(self, op: str, start: int, values: Answers) -> None:
         """Not everything that was asked for was a change: what was so already has been found, not written."""
@@ -226,8 +216,9 @@ class Worker:
         backend.fence_multi, backend.settle_multi, backend.fill_multi = fence, settle, fill
 
     def _note_unreached(self, keys: Sequence[str]) -> None:
-        if keys:
-            self._recorder.unreached(self._doing.op, keys)
+        op = getattr(self._doing, "op", None)  # None in the directory's own thread, which delivers what writes left
+        if keys and op is not None:
+            self._recorder.unreached(op, keys)
 
 
 @contextlib.contextmanager
@@ -241,10 +232,22 @@ def opened(plan: Plan) -> Iterator[CellDirectory]:
         yield directory
 
 
+def record_unexpected(recorder: Recorder) -> None:
+    """Record what ends a thread, one of ours or the directory's own."""
+    usual = threading.excepthook
+
+    def hook(trouble: threading.ExceptHookArgs) -> None:
+        usual(trouble)
+        recorder.unexpected(trouble.thread.name if trouble.thread else "?", trouble.exc_value)
+
+    threading.excepthook = hook
+
+
 def main() -> None:
     plan, name = Plan.load(Path(sys.argv[1])), sys.argv[2]
     sys.stdin.read()  # until it is wanted
     with Recorder(Path(plan.folder) / f"{name}.history") as recorder:
+        record_unexpected(recorder)
         with opened(plan) as directory:
             Worker(plan, name, directory, recorder).run()
             statistics = directory.stats().as_dict()
