@@ -58,5 +58,7 @@ class Maintenance:
                 if not failing:
                     log.warning("background work will be tried again: %s", error)
                 failing = True
+            except Exception:  # a thread that ended here would leave every later write's rows to other processes
+                log.exception("background work failed as it never should; it will be tried again")
             if hurry:
                 stop.wait(_RETRY_S)

@@ -18,7 +18,7 @@ from cellcache.store import Store
 
 Entry = bytes | Lease | Absent
 
-_PAUSES_S = (0.001, 0.002, 0.002)
+_PAUSES_S: Sequence[float] = (0.001, 0.002, 0.002)
 """How long a reader without the lease waits, in all, for the one who holds it: a read takes a millisecond or so."""
 
 

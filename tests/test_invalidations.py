@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cellcache import CacheUnavailable, CellDirectory
+from cellcache import CacheUnavailable, CellDirectory, maintenance
 from cellcache.cli import main
-from cellcache.invalidations import GRACE_S
+from cellcache.invalidations import GRACE_S, Delivery
 from cellcache.protocol import Settlement
 from tests.caches import eventually
 from tests.directories import HERE, THERE, Site, new_uuids, open_site
@@ -172,6 +173,27 @@ def test_refusing_deployment_writes_nothing_while_a_node_is_away(
             with pytest.raises(CacheUnavailable):
                 directory.prune([uuid])
         assert site.table() == {uuid: HERE}
+
+
+def test_the_background_thread_outlives_what_nobody_expected(
+    directory: CellDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    invalidations, delivered = directory._invalidations, threading.Event()
+
+    def fails() -> Delivery:
+        monkeypatch.setattr(invalidations, "deliver", succeeds)
+        invalidations.wanted.set()
+        raise ZeroDivisionError
+
+    def succeeds() -> Delivery:
+        delivered.set()
+        return Delivery(0, 0)
+
+    monkeypatch.setattr(invalidations, "deliver", fails)
+    monkeypatch.setattr(maintenance, "_RETRY_S", 0.01)
+    invalidations.wanted.set()
+    assert delivered.wait(20)
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.slow
