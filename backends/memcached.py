@@ -21,7 +21,7 @@ import secrets
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cellcache.codec import FENCE, MAPPED_SIZE, MARK
 from cellcache.errors import BackendUnsupported
@@ -42,7 +42,13 @@ T = TypeVar("T")
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
 _Read = Callable[[Sequence[AnyReply], Connection], list[T]]  # what the replies to them mean
-_Wanted = tuple[Node[Connection], Connection, Sequence[int]]  # the positions whose keys live on the node
+
+
+class _Wanted(NamedTuple):
+    """For each node that can be reached, the positions whose keys live there; and when the caller began to wait."""
+
+    nodes: list[tuple[Node[Connection], Connection, Sequence[int]]]
+    began: float
 
 
 class MemcachedBackend(LeasingBackend):
@@ -66,10 +72,11 @@ class MemcachedBackend(LeasingBackend):
         def node(server: str) -> Node[Connection]:
             address = _address(server)
 
-            def dial() -> Connection:
+            def dial(within_s: float) -> Connection:
                 return Connection(
                     address,
                     self._timeout_s,
+                    within_s,
                     tls_context=arguments.get("tls_context"),
                     credentials=credentials,
                     value_size=arguments.get("value_size", MAPPED_SIZE),
@@ -88,14 +95,14 @@ class MemcachedBackend(LeasingBackend):
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
         wire, node = self._wire(key)
-        connection = node.connection()
+        began = monotonic()
+        connection = node.connection(began)
         if connection is None:
             return Absent.UNREACHABLE
-        began = monotonic()
         try:
             return self._get(node, connection, wire, began)
         except ConnectionError as error:
-            connection = node.broke(connection, error, monotonic() - began)
+            connection = node.broke(connection, error, began)
             if connection is None:
                 return Absent.UNREACHABLE
         except OSError as error:
@@ -223,9 +230,7 @@ class MemcachedBackend(LeasingBackend):
         node = self._node or self._nodes[self._placement.node_of(raw)]
         return b2a_base64(self._prefix + raw, newline=False), node
 
-    def _locate(
-        self, keys: Sequence[str], holders: Sequence[object] | None = None
-    ) -> tuple[list[bytes], list[_Wanted]]:
+    def _locate(self, keys: Sequence[str], holders: Sequence[object] | None = None) -> tuple[list[bytes], _Wanted]:
         """Return each key as it is sent, and for each node that can be reached the positions of its keys.
 
         With `holders`, the connections that granted a token for each key, only those positions count whose holder
@@ -233,15 +238,14 @@ class MemcachedBackend(LeasingBackend):
         """
         raws = raw_keys(keys)
         wires = [b2a_base64(self._prefix + raw, newline=False) for raw in raws]
-        wanted: list[_Wanted] = []
+        wanted = _Wanted([], monotonic())
         for node, positions in self._positions(raws).items():
-            connection = node.idle_connection()
+            connection = node.idle_connection(wanted.began)
             if connection is None:
                 continue
-            if holders is None:
-                wanted.append((node, connection, positions))
-            else:
-                wanted.append((node, connection, [p for p in positions if holders[p] is connection]))
+            if holders is not None:
+                positions = [p for p in positions if holders[p] is connection]  # noqa: PLW2901
+            wanted.nodes.append((node, connection, positions))
         return wires, wanted
 
     def _positions(self, raws: Sequence[bytes]) -> dict[Node[Connection], Sequence[int]]:
@@ -253,22 +257,21 @@ class MemcachedBackend(LeasingBackend):
             positions.setdefault(self._nodes[at], []).append(position)
         return dict(positions)
 
-    def _outcomes(self, wanted: Sequence[_Wanted], compose: _Compose) -> Iterator[tuple[int, Reply]]:
+    def _outcomes(self, wanted: _Wanted, compose: _Compose) -> Iterator[tuple[int, Reply]]:
         """Send one change for each position; yield those that were answered, with what became of them."""
         for positions, replies in self._converse(wanted, compose, _changes):
             yield from zip(positions, replies, strict=True)
 
-    def _converse(
-        self, wanted: Sequence[_Wanted], compose: _Compose, read: _Read[T]
-    ) -> Iterator[tuple[Sequence[int], list[T]]]:
+    def _converse(self, wanted: _Wanted, compose: _Compose, read: _Read[T]) -> Iterator[tuple[Sequence[int], list[T]]]:
         """Ask for every position, all nodes at once; yield what `read` makes of the replies, 1,000 of a node at a time.
 
         Those are one round trip: the requests of every node are sent before any node's replies are read. What cannot be
         read, an OSError, is a failure of the node.
         """
-        for start in range(0, max((len(positions) for _, _, positions in wanted), default=0), _AT_ONCE):
+        began = wanted.began
+        for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
             sent = []
-            for node, connection, positions in wanted:
+            for node, connection, positions in wanted.nodes:
                 batch = positions[start : start + _AT_ONCE]
                 if batch and not connection.closed:
                     tag = b"O%d" % connection.opaque()
@@ -277,7 +280,7 @@ class MemcachedBackend(LeasingBackend):
                         sent.append((node, connection, batch, tag))
                     except OSError as error:
                         node.failed(connection, error)
-            deadline = monotonic() + self._timeout_s
+            deadline = began + self._timeout_s
             for node, connection, batch, tag in sent:
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
@@ -287,6 +290,7 @@ class MemcachedBackend(LeasingBackend):
                     node.failed(connection, error)
                     continue
                 yield batch, found
+            began = monotonic()
 
     def _remove_unless_fenced(self, keys: Sequence[str], own_marks: Sequence[bytes]) -> list[bool]:
         """Remove what stands there unless it is another writer's fence; say of which that is certain.

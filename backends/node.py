@@ -29,6 +29,8 @@ class Closable(Protocol):
 
     def is_idle(self) -> bool: ...
 
+    def limit_next(self, seconds: float) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -36,9 +38,13 @@ Connection = TypeVar("Connection", bound=Closable)
 
 
 class Node(Generic[Connection]):
-    """Hands each thread its connection, or None while the node is not to be tried."""
+    """Hands each thread its connection, or None while the node is not to be tried.
 
-    def __init__(self, name: str, dial: Callable[[], Connection], *, timeout_s: float, retry_s: float) -> None:
+    `dial` makes one within so many seconds. `began` is when the caller began to wait, on the monotonic clock:
+    connecting and asking, and connecting to several nodes, together stay within one time limit.
+    """
+
+    def __init__(self, name: str, dial: Callable[[float], Connection], *, timeout_s: float, retry_s: float) -> None:
         self.name = name
         self.errors = 0
         self._dial = dial
@@ -50,22 +56,22 @@ class Node(Generic[Connection]):
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closed = False
 
-    def connection(self) -> Connection | None:
+    def connection(self, began: float) -> Connection | None:
         """Return this thread's connection, made now if need be; None while the node is down.
 
-        Making one takes at most the time limit. If it takes more than half of it the caller gets None all the
-        same, so that connecting and asking together stay within the limit; the next caller finds it made.
+        None also where less than half of the time limit is left, before connecting or after: the next caller connects,
+        or finds it made.
         """
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is not None and connection.generation == self._generation:
             return connection
-        return self._connect()
+        return self._connect(began)
 
-    def idle_connection(self) -> Connection | None:
+    def idle_connection(self, began: float) -> Connection | None:
         """The same, but never one that the server has closed since: for requests that are not asked twice."""
-        connection = self.connection()
+        connection = self.connection(began)
         if connection is not None and not connection.is_idle():
-            return self.broke_while_idle(connection)
+            return self._replace(connection, began)
         return connection
 
     def failed(self, connection: Connection, error: OSError) -> None:
@@ -73,24 +79,19 @@ class Node(Generic[Connection]):
         self._retire(connection)
         self._rest(error)
 
-    def broke(self, connection: Connection, error: OSError, after_s: float) -> Connection | None:
+    def broke(self, connection: Connection, error: OSError, began: float) -> Connection | None:
         """Replace a connection that broke so soon after a request that it had most likely been closed before it.
 
         One that kept its caller waiting is a failure of the node: to ask again would double the wait.
         """
-        if after_s < self._timeout_s / 4:
-            return self.broke_while_idle(connection)
+        if time.monotonic() - began < self._timeout_s / 4:
+            return self._replace(connection, began)
         self.failed(connection, error)
         return None
 
-    def broke_while_idle(self, connection: Connection) -> Connection | None:
-        """Replace a connection that the server had closed before this request, as after a restart or idle time."""
-        self._retire(connection)
-        return self._connect()
-
     def check(self) -> Connection:
         """Return a new connection of the caller's own, past the breaker; raises as Connection does."""
-        return self._dial()
+        return self._dial(self._timeout_s)
 
     def forget_connections(self) -> None:
         self.errors = 0
@@ -107,13 +108,18 @@ class Node(Generic[Connection]):
         for connection in connections:
             connection.close()
 
-    def _connect(self) -> Connection | None:
-        if self._closed or not self._breaker.allows():
+    def _replace(self, connection: Connection, began: float) -> Connection | None:
+        """Close one that the server had closed before this request, as after a restart or idle time; make another."""
+        self._retire(connection)
+        return self._connect(began)
+
+    def _connect(self, began: float) -> Connection | None:
+        left_s = self._left_s(began)
+        if self._closed or left_s < self._timeout_s / 2 or not self._breaker.allows():
             return None
-        began = time.monotonic()
         generation = self._generation
         try:
-            connection = self._dial()
+            connection = self._dial(left_s)
         except BackendUnsupported as error:
             self._rest(error)
             return None
@@ -125,7 +131,12 @@ class Node(Generic[Connection]):
         if not self._breaker.closed:
             self._breaker.succeeded()
             log.info("cache server %s answers again", self.name)
-        return connection if time.monotonic() - began < self._timeout_s / 2 else None
+        left_s = self._left_s(began)
+        connection.limit_next(left_s)
+        return connection if left_s > self._timeout_s / 2 else None
+
+    def _left_s(self, began: float) -> float:
+        return self._timeout_s - (time.monotonic() - began)
 
     def _admit(self, connection: Connection, generation: int) -> bool:
         with self._lock:

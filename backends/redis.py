@@ -56,8 +56,8 @@ class RedisBackend(LeasingBackend):
         new_connection = connector(arguments, self._timeout_s)
         name = shown(new_connection())
 
-        def dial() -> Connection:
-            return Connection(new_connection(), name, prefix, self._timeout_s)
+        def dial(within_s: float) -> Connection:
+            return Connection(new_connection(), name, prefix, self._timeout_s, within_s)
 
         self._node = Node(name, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
         self._lease_options = bulks(b"NX", b"GET", b"PX", _milliseconds(self.lease_ttl_s))
@@ -67,16 +67,16 @@ class RedisBackend(LeasingBackend):
         return self._node.errors
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
-        connection = self._node.connection()
+        began = time.monotonic()
+        connection = self._node.connection(began)
         if connection is None:
             return Absent.UNREACHABLE
         token = LEASE + secrets.token_bytes(8)
-        began = time.monotonic()
         try:
             connection.send(self._lookups(connection, [raw_key(key)], token))
             (reply,) = connection.replies(1, connection.recv(4096), began + self._timeout_s)
         except ConnectionError as error:
-            if self._node.broke(connection, error, time.monotonic() - began) is None:
+            if self._node.broke(connection, error, began) is None:
                 return Absent.UNREACHABLE
             return self.lookup_multi([key])[0]
         except OSError as error:
@@ -109,7 +109,7 @@ class RedisBackend(LeasingBackend):
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         # A lease of another connection is let go: that server may have been demoted and promoted in between.
-        connection = self._node.connection()
+        connection = self._node.connection(time.monotonic())
         usable = [position for position, fill in enumerate(fills) if fill.lease.connection is connection]
         stored = [False] * len(fills)
 
@@ -222,18 +222,19 @@ class RedisBackend(LeasingBackend):
 
         What is asked here may be carried out twice: the second time it changes nothing, or costs a miss.
         """
-        connection = self._node.connection()
+        began = time.monotonic()
+        connection = self._node.connection(began)
         for again in (True, False):
             if connection is None:
                 break
-            began = time.monotonic()
             try:
-                return connection, connection.ask(compose(connection, positions), len(positions))
+                deadline = began + self._timeout_s
+                return connection, connection.ask(compose(connection, positions), len(positions), deadline)
             except ConnectionError as error:
                 if not again:
                     self._node.failed(connection, error)
                     break
-                connection = self._node.broke(connection, error, time.monotonic() - began)
+                connection = self._node.broke(connection, error, began)
             except OSError as error:
                 self._node.failed(connection, error)
                 break

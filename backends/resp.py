@@ -70,17 +70,19 @@ Reply = bytes | int | Refusal | None
 class Connection(Stream[Reply]):
     """A connected, authenticated connection; `prefix` stands before every key.
 
-    Making one takes at most `timeout_s` for each address of the host, and as long again. Raises OSError (of which
-    Refused is a kind) or BackendUnsupported.
+    Making one takes at most `within_s`, for each address of the host; a request takes `timeout_s`. Raises OSError (of
+    which Refused is a kind) or BackendUnsupported.
     """
 
-    def __init__(self, connection: AbstractConnection, shown: str, key_prefix: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, connection: AbstractConnection, shown: str, key_prefix: bytes, timeout_s: float, within_s: float
+    ) -> None:
         self._connection = connection
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + within_s
         host: str | None = getattr(connection, "host", None)  # a Unix socket has none
+        left_s = within_s if host is None else demand_address(host, within_s)
+        connection.socket_timeout = connection.socket_connect_timeout = left_s
         try:
-            if host is not None:
-                demand_address(host, timeout_s)
             connection.connect()  # type: ignore[no-untyped-call, unused-ignore]
         except redis.RedisError as error:
             raise ConnectionError(str(error)) from error

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 _CHUNK = 1 << 16
@@ -39,7 +40,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
             sock.settimeout(None)
         self._limit_waits(timeout_s)
         self.send = sock.sendall
-        self.recv = sock.recv
+        self.recv: Callable[[int], bytes] = sock.recv
 
     @abc.abstractmethod
     def close(self) -> None: ...
@@ -54,16 +55,21 @@ class Stream(abc.ABC, Generic[ReplyT]):
         poll.register(self._sock, select.POLLIN)
         return not poll.poll(0)
 
-    def ask(self, request: bytes, expected: int = 1) -> list[ReplyT]:
-        """Send requests and return as many replies as they have."""
+    def limit_next(self, seconds: float) -> None:
+        """Let the next request wait no longer than this: its caller has waited for the connection already."""
+        self._limit_waits(seconds)
+        self.recv = self._recv_next
+
+    def ask(self, request: bytes, expected: int = 1, deadline: float | None = None) -> list[ReplyT]:
+        """Send requests and return as many replies as they have; see `replies`."""
         self._sock.sendall(request)
-        return self.replies(expected)
+        return self.replies(expected, deadline=deadline)
 
     def replies(self, expected: int, received: bytes = b"", deadline: float | None = None) -> list[ReplyT]:
         """Read on until `expected` replies are complete; `received` is what was read of them already.
 
-        Blocks until the deadline (on the monotonic clock), or for the time limit. For half the limit more, what has
-        arrived is read all the same: the deadline may have passed while another server kept its readers waiting.
+        Blocks until the deadline (on the monotonic clock), or for the time limit. For a tenth of the limit more, what
+        has arrived is read all the same: the deadline may have passed while another server kept its readers waiting.
         """
         if deadline is None:
             deadline = time.monotonic() + self.timeout_s
@@ -84,7 +90,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
                     raise Garbled("more was answered than asked")
                 return replies
             left_s = deadline - time.monotonic()
-            if left_s < -self.timeout_s / 2:
+            if left_s < -self.timeout_s / 10:
                 raise TimeoutError("the reply was not complete in time")
             if left_s < self.timeout_s * 0.9:  # most replies are there at once, and never come here
                 self._limit_waits(left_s)
@@ -92,6 +98,13 @@ class Stream(abc.ABC, Generic[ReplyT]):
             if not chunk:
                 raise ConnectionResetError("closed by the server")
             buffer, start = buffer[start:] + chunk, 0
+
+    def _recv_next(self, size: int) -> bytes:
+        try:
+            return self._sock.recv(size)
+        finally:
+            self.recv = self._sock.recv
+            self._limit_waits(self.timeout_s)
 
     def _limit_waits(self, seconds: float) -> None:
         """Let no send and no recv wait longer than this; a limit that has passed still lets through what is there."""

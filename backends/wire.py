@@ -49,14 +49,15 @@ AnyReply = Reply | Hit | Grant
 class Connection(Stream[AnyReply]):
     """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
 
-    Making one takes at most `timeout_s` for each address of the host, and as long again. Raises OSError (of which a
-    time-out and Garbled are kinds) or BackendUnsupported.
+    Making one takes at most `within_s`, for each address of the host; a request takes `timeout_s`. Raises OSError (of
+    which a time-out and Garbled are kinds) or BackendUnsupported.
     """
 
     def __init__(
         self,
         server: str | tuple[str, int],
         timeout_s: float,
+        within_s: float,
         *,
         tls_context: SSLContext | None = None,
         credentials: str | None = None,
@@ -66,13 +67,10 @@ class Connection(Stream[AnyReply]):
         self._server = server
         self._hits, self._each_hit = _patterns(value_size)
         self.opaque = count(1).__next__
-        deadline = time.monotonic() + timeout_s
-        self._client = Client(
-            server, connect_timeout=timeout_s, timeout=timeout_s, no_delay=True, tls_context=tls_context
-        )
+        deadline = time.monotonic() + within_s
+        left_s = within_s if isinstance(server, str) else demand_address(server[0], within_s)
+        self._client = Client(server, connect_timeout=left_s, timeout=left_s, no_delay=True, tls_context=tls_context)
         try:
-            if not isinstance(server, str):
-                demand_address(server[0], timeout_s)
             self._client._connect()  # noqa: SLF001 - its commands connect too, but wait for ever for the end of a line
             super().__init__(self._client.sock, timeout_s)
             self.version = self._handshake(credentials, deadline)

@@ -97,7 +97,7 @@ def memcached(*scripts: Pieces) -> tuple[MemcachedBackend, list[MemcachedConnect
     made: list[MemcachedConnection] = []
     sockets = iter([ScriptedSocket(pieces) for pieces in scripts])
 
-    def dial() -> MemcachedConnection:
+    def dial(_within_s: float) -> MemcachedConnection:
         made.append(MemcachedConnection(_next(sockets)))
         return made[-1]
 
@@ -111,7 +111,7 @@ def redis(*scripts: Pieces) -> tuple[RedisBackend, list[RedisConnection]]:
     made: list[RedisConnection] = []
     sockets = iter([ScriptedSocket(pieces) for pieces in scripts])
 
-    def dial() -> RedisConnection:
+    def dial(_within_s: float) -> RedisConnection:
         made.append(RedisConnection(_next(sockets)))
         return made[-1]
 

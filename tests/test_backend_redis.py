@@ -173,7 +173,7 @@ class _CountingSocket:
 @pytest.fixture
 def requests(backend: Backend) -> _CountingSocket:
     """Counts the requests that this thread's connection sends: each is one round trip."""
-    connection = backend._node.connection()  # type: ignore[attr-defined]
+    connection = backend._node.connection(time.monotonic())  # type: ignore[attr-defined]
     counting = connection._sock = _CountingSocket(connection._sock)
     connection.send = counting.sendall
     return counting
@@ -303,7 +303,7 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     pruned, moved = new_key(), new_key()
     store(backend, pruned, OLD)
     fence = fenced(backend, moved)
-    connection = backend._node.connection()  # type: ignore[attr-defined]
+    connection = backend._node.connection(time.monotonic())  # type: ignore[attr-defined]
     command(own_server, "CONFIG", "SET", "maxmemory", "1")
     assert backend.lookup(key) is Absent.UNREACHABLE, "what takes no fence is not believed"
     assert backend.lookup_multi([key, new_key()]) == [Absent.UNREACHABLE] * 2
@@ -317,7 +317,7 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     assert status.trouble is not None
     assert "allkeys-lru" in status.trouble
     command(own_server, "CONFIG", "SET", "maxmemory", "0")
-    assert backend._node.connection() is connection, "that is no reason to hang up"  # type: ignore[attr-defined]
+    assert backend._node.connection(time.monotonic()) is connection, "that is no reason to hang up"  # type: ignore[attr-defined]
     assert backend.lookup(key) == OLD
     assert isinstance(backend.lookup(pruned), Lease)
     assert backend.lookup(moved) == NEW

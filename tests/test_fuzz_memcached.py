@@ -194,13 +194,13 @@ def check_changes(script: Pieces, n: int) -> None:
     backend.close()
 
     backend, made = memcached(script)
-    connection = backend._nodes[0].connection()
+    connection = backend._nodes[0].connection(time.monotonic())
     stored = backend.fill_multi([Fill(key, Lease(b"5", connection), CELL, 60.0) for key in KEYS[:n]])
     assert all(done or not said for said, done in zip(stored, confirmed, strict=True))
     backend.close()
 
     backend, made = memcached(script, script, script)
-    connection = backend._nodes[0].connection()
+    connection = backend._nodes[0].connection(time.monotonic())
     fence = Fence(b"\0Fmark", b"5", connection)
     settled = backend.settle_multi([Settlement(key, fence, CELL, 60.0) for key in KEYS[:n]])
     assert [type(one) for one in settled] == [bool] * n
@@ -251,7 +251,7 @@ def test_any_bytes_on_a_real_socket_end_in_an_answer_or_a_closed_connection(stre
     backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0})
     connection = MemcachedConnection(here)
     dials = iter([connection])
-    backend._nodes[0]._dial = lambda: next(dials, None) or _refuse()
+    backend._nodes[0]._dial = lambda _: next(dials, None) or _refuse()
     with there:
         there.sendall(stream)
         there.shutdown(socket.SHUT_WR)
@@ -348,7 +348,7 @@ def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[
     line = Server(faults_)
     backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0, "retry_s": 0.0})
 
-    def dial() -> MemcachedConnection:
+    def dial(_within_s: float) -> MemcachedConnection:
         line.pending = line.held_back = b""  # a new connection: what was under way on the old one is lost
         return MemcachedConnection(line)
 

@@ -188,7 +188,7 @@ def check_changes(script: Pieces, n: int) -> None:
     backend.close()
 
     backend, _ = redis(script)
-    connection = backend._node.connection()
+    connection = backend._node.connection(time.monotonic())
     fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
     check_confirmed(backend, backend.fill_multi(fills), ones)
 

@@ -530,7 +530,7 @@ def test_no_log_of_a_cache_that_fails_shows_a_secret(world: World, caplog: pytes
         backend: Any = directory._backend
         for node in getattr(backend._backend, "_nodes", None) or [backend._backend._node]:
             dial = node._dial
-            node._dial = lambda: (_ for _ in ()).throw(ConnectionError("no"))
+            node._dial = lambda _: (_ for _ in ()).throw(ConnectionError("no"))
             node.forget_connections()
             directory.resolve_cells([str(uuid4())])
             node._dial = dial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Process:
         """Let each thread have a connection that lives, so that no operation spends its first step on that."""
         for node in self.nodes:
             for thread in self.threads:
-                assert thread.submit(node.idle_connection).result() is not None
+                assert thread.submit(node.idle_connection, time.monotonic()).result() is not None
 
     def close(self) -> None:
         for thread in self.threads:
@@ -155,8 +156,8 @@ def _stop_at_wire(node: Node[Any]) -> None:
 
         return send
 
-    def dial_and_stop() -> Any:
-        connection = dial()
+    def dial_and_stop(within_s: float) -> Any:
+        connection = dial(within_s)
         for name in ("send", "ask"):
             setattr(connection, name, stopping(getattr(connection, name)))
         return connection
