@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 _CHUNK = 1 << 16
@@ -40,7 +39,6 @@ class Stream(abc.ABC, Generic[ReplyT]):
             sock.settimeout(None)
         self._limit_waits(timeout_s)
         self.send = sock.sendall
-        self.recv: Callable[[int], bytes] = sock.recv
 
     @abc.abstractmethod
     def close(self) -> None: ...
@@ -56,9 +54,16 @@ class Stream(abc.ABC, Generic[ReplyT]):
         return not poll.poll(0)
 
     def limit_next(self, seconds: float) -> None:
-        """Let the next request wait no longer than this: its caller has waited for the connection already."""
+        """Let a new connection's first request wait no longer than this: its caller has waited for the connection."""
         self._limit_waits(seconds)
-        self.recv = self._recv_next
+
+    def recv(self, size: int) -> bytes:
+        """Return what has arrived: the first time by this method, from then on by the socket's own, which is faster."""
+        try:
+            return self._sock.recv(size)
+        finally:
+            self._limit_waits(self.timeout_s)
+            self.recv = self._sock.recv  # type: ignore[assignment, method-assign]
 
     def ask(self, request: bytes, expected: int = 1, deadline: float | None = None) -> list[ReplyT]:
         """Send requests and return as many replies as they have; see `replies`."""
@@ -98,13 +103,6 @@ class Stream(abc.ABC, Generic[ReplyT]):
             if not chunk:
                 raise ConnectionResetError("closed by the server")
             buffer, start = buffer[start:] + chunk, 0
-
-    def _recv_next(self, size: int) -> bytes:
-        try:
-            return self._sock.recv(size)
-        finally:
-            self.recv = self._sock.recv
-            self._limit_waits(self.timeout_s)
 
     def _limit_waits(self, seconds: float) -> None:
         """Let no send and no recv wait longer than this; a limit that has passed still lets through what is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -174,3 +175,15 @@ def test_what_is_left_after_connecting_limits_only_the_first_request(kind: str, 
         connection.recv(512)
     assert connection._sock._limit_s == LIMIT_S
     assert connection.recv == connection._sock.recv
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+def test_a_connection_that_its_thread_lets_go_of_is_closed_at_once(kind: str, clock: Clock) -> None:
+    """One that another thread has retired is replaced when its own thread next asks; nobody closes it before."""
+    backend: Any = (memcached if kind == "memcached" else redis)()[0]
+    node = backend._nodes[0] if kind == "memcached" else backend._node
+    node._dial = dialled_in(0.0, clock, kind)
+    connection = weakref.ref(node.connection(clock.now))
+    assert connection() is not None
+    node.forget_connections()
+    assert connection() is None
