@@ -159,17 +159,17 @@ class MemcachedBackend(LeasingBackend):
             stored[position] = reply.words[0] == b"HD"
         return stored
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         wires, wanted = self._locate(keys)
         mark = FENCE + secrets.token_bytes(8)
-        fences: list[Fence | None] = [None] * len(keys)
+        fences = [Fence(mark)] * len(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
-        def read(replies: Sequence[AnyReply], connection: Connection) -> list[Fence | None]:
+        def read(replies: Sequence[AnyReply], connection: Connection) -> list[Fence]:
             changes = _changes(replies, connection)
-            return [Fence(mark, _token(one), connection) if one.words[0] == b"HD" else None for one in changes]
+            return [Fence(mark, _token(one), connection) if one.words[0] == b"HD" else Fence(mark) for one in changes]
 
         for positions, placed in self._converse(wanted, compose, read):
             for position, fence in zip(positions, placed, strict=True):

@@ -83,8 +83,8 @@ class MemoryBackend(LeasingBackend):
                     self._put(key, value, now + ttl_s if ttl_s else inf)
         return stored
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
-        fence = Fence(FENCE + secrets.token_bytes(8), b"", self)
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
+        fence = Fence(FENCE + secrets.token_bytes(8), connection=self)
         ends_at = time.monotonic() + self.fence_ttl_s
         with self._store.lock:
             for key in keys:

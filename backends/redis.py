@@ -124,16 +124,16 @@ class RedisBackend(LeasingBackend):
             stored[usable[position]] = reply == 1
         return stored
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         mark = FENCE + secrets.token_bytes(8)
-        fences: list[Fence | None] = [None] * len(keys)
+        fences = [Fence(mark)] * len(keys)
 
         def compose(connection: Connection, positions: range) -> bytes:
             return b"".join([_store(connection, keys[position], mark, self.fence_ttl_s) for position in positions])
 
         for position, reply, connection in self._converse(len(keys), compose):
             if reply == b"OK":
-                fences[position] = Fence(mark, b"", connection)
+                fences[position] = Fence(mark, connection=connection)
         return fences
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:

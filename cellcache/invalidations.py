@@ -41,9 +41,7 @@ class Invalidations:
         self._backend = backend
         self._always = durable == "always"
         self._settled: deque[int] = deque()  # rows to be forgotten
-        self._unsettled: deque[tuple[int, Mapping[str, Fence | None]]] = deque(
-            maxlen=_MOST_OF_OUR_OWN
-        )  # rows, their fences
+        self._unsettled: deque[tuple[int, Sequence[Settlement]]] = deque(maxlen=_MOST_OF_OUR_OWN)  # with their rows
         self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
         self.wanted = threading.Event()
         """Set when there is something to deliver that should not wait for the next pass."""
@@ -63,17 +61,17 @@ class Invalidations:
         if row is not None:
             self._settled.append(row)
 
-    def unsettled(self, row: int | None, fences: Mapping[str, Fence | None]) -> None:
+    def unsettled(self, row: int | None, fences: Mapping[str, Fence]) -> None:
         """The write is committed and the cache could not be told: make sure that somebody will.
 
-        `fences` are those of the write's instances; None for one that could not be fenced.
+        Only we know our fences: nobody else may remove them, and until they end they send readers to SQL.
         """
         if row is None:
             row = self._record_later(list(fences), 0.0)
         if row is not None:
             # Another thread will ask, over its own connection: the mark is enough, and what is kept here stays open.
-            marks = {key: fence and fence._replace(token=b"", connection=None) for key, fence in fences.items()}
-            self._unsettled.append((row, marks))
+            settlements = [Settlement(key, Fence(fence.mark), None) for key, fence in fences.items()]
+            self._unsettled.append((row, settlements))
         self.wanted.set()
 
     def in_doubt(self, keys: Sequence[str], *, after_s: float) -> None:
@@ -127,18 +125,13 @@ class Invalidations:
         self.wanted = threading.Event()
 
     def _deliver_unsettled(self) -> None:
-        """Deliver what our own writes could not settle; others leave those rows alone for a while.
-
-        Nobody else may remove our fences, which would send readers to SQL until they expire.
-        """
+        """Deliver what our own writes could not settle; others leave those rows alone for a while."""
         for _ in range(len(self._unsettled)):
-            row, fences = self._unsettled.popleft()
-            settlements = [Settlement(key, fence, None) for key, fence in fences.items() if fence is not None]
-            unfenced = [key for key, fence in fences.items() if fence is None]
-            if all([*self._backend.settle_multi(settlements), *self._backend.invalidate_multi(unfenced)]):
+            row, settlements = self._unsettled.popleft()
+            if all(self._backend.settle_multi(settlements)):
                 self._settled.append(row)
             else:
-                self._unsettled.append((row, fences))
+                self._unsettled.append((row, settlements))
 
     def _forget_settled(self) -> None:
         ids = [self._settled.popleft() for _ in range(len(self._settled))]

@@ -56,7 +56,7 @@ class LocalLayer:
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         return self._backend.fill_multi(fills)
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         self._drop(keys)
         return self._backend.fence_multi(keys)
 

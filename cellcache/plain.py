@@ -20,8 +20,6 @@ from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Set
 
 log = logging.getLogger(__name__)
 
-_FENCE = Fence(b"", b"", None)
-
 
 class PlainBackend:
     """Gives a region over any dogpile backend the shape of a CoherentBackend, without its strength."""
@@ -69,8 +67,8 @@ class PlainBackend:
         values = {fill.key: decode(fill.value) for fill in fills}
         return [self._succeeds(lambda: self._region.set_multi(values))] * len(fills)
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
-        return [_FENCE if done else None for done in self.invalidate_multi(keys)]
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
+        return [Fence(b"", connection=self if done else None) for done in self.invalidate_multi(keys)]
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         return self.invalidate_multi([one.key for one in settlements])

@@ -31,11 +31,18 @@ class Lease(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """A writer's mark on an entry. `mark` is unique for ever; `token` and `connection` make settling one trip."""
+    """A writer's mark on an entry. `mark` is unique for ever; `token` and `connection` make settling one trip.
+
+    Without a connection nobody knows whether it stands: the node did not confirm it.
+    """
 
     mark: bytes
-    token: bytes
-    connection: object
+    token: bytes = b""
+    connection: object = None
+
+    @property
+    def confirmed(self) -> bool:
+        return self.connection is not None
 
 
 Held = tuple[bytes, float]
@@ -98,8 +105,8 @@ class CoherentBackend(Protocol):
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         """Replace each lease by its value if that very lease still stands; say which were stored."""
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
-        """Overwrite whatever stands there by a fence of one's own; None where the node did not confirm."""
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
+        """Overwrite whatever stands there by a fence of one's own; say of each whether its node has confirmed it."""
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Replace one's own fences; say which nodes have confirmed that nothing older is left.

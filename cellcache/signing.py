@@ -69,7 +69,7 @@ class SignedBackend:
         signed = self._signer.signed
         return self._backend.fill_multi([fill._replace(value=signed(fill.key, fill.value)) for fill in fills])
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         return self._backend.fence_multi(keys)
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:

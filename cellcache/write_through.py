@@ -70,7 +70,7 @@ class WriteThrough:
                     return result
                 keys = list(changes)
                 fences = self._fence(keys)
-                unfenced = [key for key in keys if key not in fences]
+                unfenced = [key for key, fence in fences.items() if not fence.confirmed]
                 if unfenced and self._refuses:
                     raise CacheUnavailable(  # noqa: TRY301 - the handler below takes the fences away
                         f"the cache node of instance {unfenced[0]} ({len(unfenced)} of {len(keys)} in this write) is "
@@ -85,30 +85,33 @@ class WriteThrough:
             else:
                 self._settle(fences, dict.fromkeys(fences))
             raise
-        settled = self._settle(fences, changes)
-        if settled == changes.keys():
-            self._invalidations.settled(row)
+        if unsettled := self._settle(fences, changes):
+            self._invalidations.unsettled(row, unsettled)
         else:
-            self._invalidations.unsettled(row, {key: fences.get(key) for key in keys if key not in settled})
+            self._invalidations.settled(row)
         return result
 
     def _fence(self, keys: Sequence[str]) -> dict[str, Fence]:
-        """Fence every entry; return the fences of those whose node confirmed."""
-        placed = zip(keys, self._backend.fence_multi(keys), strict=True)
-        fences = {key: fence for key, fence in placed if fence is not None}
-        self._counters.fences.add_many(len(fences))
-        self._counters.fences_failed.add_many(len(keys) - len(fences))
+        """Fence every entry."""
+        fences = dict(zip(keys, self._backend.fence_multi(keys), strict=True))
+        confirmed = sum(fence.confirmed for fence in fences.values())
+        self._counters.fences.add_many(confirmed)
+        self._counters.fences_failed.add_many(len(keys) - confirmed)
         return fences
 
-    def _settle(self, fences: Mapping[str, Fence], changes: Changes) -> set[str]:
-        """Put the new values where the fences are; return the keys whose node confirmed."""
+    def _settle(self, fences: Mapping[str, Fence], changes: Changes) -> dict[str, Fence]:
+        """Put the new values where the fences are; return those whose node has not confirmed it.
+
+        A fence that was not confirmed is only removed. It may have been on its way for so long that another writer has
+        passed from its own fence to its settling meanwhile; then our value is older than the one that it overwrote.
+        """
         settlements = [
-            Settlement(key, fence, None if cell_uuid is None else encode(cell_uuid), jittered(self._ttl_s))
+            Settlement(key, fence, encode(cell_uuid) if cell_uuid and fence.confirmed else None, jittered(self._ttl_s))
             for key, fence in fences.items()
             for cell_uuid in [changes[key]]
         ]
         confirmed = self._backend.settle_multi(settlements)
-        settled = {one.key for one, done in zip(settlements, confirmed, strict=True) if done}
-        self._counters.settles.add_many(len(settled))
-        self._counters.settles_failed.add_many(len(settlements) - len(settled))
-        return settled
+        unsettled = {one.key: one.fence for one, done in zip(settlements, confirmed, strict=True) if not done}
+        self._counters.settles.add_many(len(settlements) - len(unsettled))
+        self._counters.settles_failed.add_many(len(unsettled))
+        return unsettled

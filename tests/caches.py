@@ -197,7 +197,7 @@ def leased(backend: CoherentBackend, key: str) -> Lease:
 
 def fenced(backend: CoherentBackend, key: str) -> Fence:
     (fence,) = backend.fence_multi([key])
-    assert fence is not None
+    assert fence.confirmed
     return fence
 
 

@@ -191,7 +191,7 @@ def test_redis_user_who_may_not_look_changes_nothing(database_url: str) -> None:
         with CellDirectory.open(settings) as directory:
             backend, key = directory._backend, str(uuid4())
             (fence,) = backend.fence_multi([key])
-            assert fence is not None
+            assert fence.confirmed
             assert backend.invalidate_multi([key]) == [False]
             administrator = settings_of(database_url, server, key_prefix="cellcache:")
             with CellDirectory.open(administrator) as other:

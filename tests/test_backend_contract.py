@@ -228,9 +228,8 @@ def test_fence_overwrites_value_lease_and_fence(backend: Backend, other: Backend
     leased(other, lease)
     theirs = fenced(other, fence)
     fences = backend.fence_multi(keys)
-    assert None not in fences
+    assert all(fence.confirmed for fence in fences)
     assert other.lookup_multi(keys) == [Absent.FENCED] * 3
-    assert fences[2] is not None
     assert fences[2].mark != theirs.mark
 
 
@@ -320,7 +319,7 @@ def test_settlements_of_many_are_each_on_their_own(cache: Cache, backend: Backen
     cache.evict(lost)
     fenced(other, taken)
     values = {moved: NEW, pruned: None, lost: NEW, taken: NEW}
-    settlements = [Settlement(key, fence, values[key], 60) for key, fence in fences.items() if fence is not None]
+    settlements = [Settlement(key, fence, values[key], 60) for key, fence in fences.items() if fence.confirmed]
     assert backend.settle_multi(settlements) == [True] * 4
     answers = dict(zip(keys, backend.lookup_multi(keys), strict=True))
     assert answers[moved] == NEW
@@ -612,7 +611,7 @@ def test_many_keys_at_once(cache: Cache, count: int) -> None:
     settlements = [
         Settlement(key, fence, value[::-1], 60)
         for key, fence, value in zip(keys, fences, values, strict=True)
-        if fence is not None
+        if fence.confirmed
     ]
     assert other.settle_multi(settlements) == [True] * count
     assert backend.lookup_multi(keys) == [value[::-1] for value in values]

@@ -102,7 +102,7 @@ class Operations(RuleBasedStateMachine):
     @rule(target=fences, process=PROCESSES, key=KEYS)
     def fence(self, process: int, key: int) -> Held:
         (fence,) = self.backends[process].fence_multi([self.keys[key]])
-        assert fence is not None
+        assert fence.confirmed
         held = Held(process, key, fence, self.next_number())
         self.model[key] = ("fence", held.number)
         return held

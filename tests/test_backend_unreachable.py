@@ -68,7 +68,7 @@ def use_everything(backend: Backend) -> None:
     assert backend.lookup(keys[0]) is Absent.UNREACHABLE
     assert backend.lookup_multi(keys) == [Absent.UNREACHABLE] * 2
     assert backend.fill_multi([Fill(key, lease, VALUE, 60) for key in keys]) == [False] * 2
-    assert backend.fence_multi(keys) == [None] * 2
+    assert not any(fence.confirmed for fence in backend.fence_multi(keys))
     assert backend.settle_multi([Settlement(key, fence, VALUE, 60) for key in keys]) == [False] * 2
     assert backend.settle_multi([Settlement(key, fence, None) for key in keys]) == [False] * 2
     assert backend.invalidate_multi(keys) == [False] * 2
@@ -180,7 +180,7 @@ def test_threads_whose_connections_died_with_a_restart_notice_no_error(
         assert answers(backend, new_key())
         connected.wait()
         restarted.wait()
-        return answers(backend, new_key()) and backend.fence_multi([new_key()]) != [None]
+        return answers(backend, new_key()) and backend.fence_multi([new_key()])[0].confirmed
 
     with ThreadPoolExecutor(8) as pool:
         looks = [pool.submit(look_again) for _ in range(8)]
@@ -354,10 +354,10 @@ def test_node_that_is_down_keeps_its_keys(memcacheds: list[Memcached]) -> None:
     kept = [key for key, entry in entries.items() if entry == VALUE]
     assert 50 < len(lost) < 150
     assert len(lost) + len(kept) == 300
-    assert backend.fence_multi(lost) == [None] * len(lost)
+    assert not any(fence.confirmed for fence in backend.fence_multi(lost))
     assert backend.invalidate_multi(lost[:3]) == [False] * 3
     fences = dict(zip(kept, backend.fence_multi(kept), strict=True))
-    settlements = [Settlement(key, fence, NEWER, 600) for key, fence in fences.items() if fence is not None]
+    settlements = [Settlement(key, fence, NEWER, 600) for key, fence in fences.items() if fence.confirmed]
     assert backend.settle_multi(settlements) == [True] * len(kept)
     memcacheds[1].resume()
     assert eventually(lambda: answers(backend, lost[0]))

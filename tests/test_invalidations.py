@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from cellcache import CacheUnavailable, CellDirectory, maintenance
+from cellcache import CacheUnavailable, CellDirectory, Settings, maintenance
 from cellcache.cli import main
+from cellcache.codec import FENCE
 from cellcache.invalidations import GRACE_S, Delivery
-from cellcache.protocol import Settlement
+from cellcache.protocol import Fence, Settlement
 from tests.caches import eventually
 from tests.directories import HERE, THERE, Site, new_uuids, open_site
+from tests.faults.proxy import Proxy, swallow
 from tests.servers import Memcached
 
 
@@ -93,7 +96,7 @@ def test_delivery_removes_values_and_spares_fences(site: Site, directory: CellDi
     assert directory.deliver_invalidations().delivered == 1
     assert directory._backend.peek_multi([value]) == [None]
     assert directory._backend.invalidate_multi([fenced]) == [True]
-    assert directory._backend.fence_multi([fenced]) != [None]
+    assert directory._backend.fence_multi([fenced])[0].confirmed
 
 
 @pytest.mark.parametrize("backend", [pytest.param("memcached", marks=pytest.mark.needs("memcached")), "fakeredis"])
@@ -149,6 +152,51 @@ def test_write_past_a_node_that_is_away_is_delivered_when_it_is_back(
             cache.resume()
             eventually(lambda: directory.stats().invalidations_pending == 0)
             assert directory.resolve_cell(uuid).uuid == THERE
+
+
+@pytest.mark.needs("memcached")
+def test_fence_whose_confirmation_was_lost_goes_with_the_invalidation(
+    request: pytest.FixtureRequest, tmp_path: Path, cache: Memcached
+) -> None:
+    """Nobody but its writer can tell that fence from one of a write that is under way."""
+    with open_site(request, tmp_path, "memory") as site, Proxy(cache.host, cache.port) as proxy:
+        servers = {"backend": "cellcache.memcached", "servers": [proxy.address], "timeout_s": 0.5, "retry_s": 0.1}
+        with CellDirectory.open(Settings(database={"url": site.database_url}, cache=servers)) as directory:
+            (uuid,) = new_uuids(1)
+            directory.map_instance(uuid, HERE, "project")
+            proxy.on_reply = swallow
+            directory.move_instance(uuid, THERE)
+            assert directory.stats().fences_failed == 1
+            proxy.heal()
+            eventually(lambda: directory.stats().invalidations_pending == 0)
+            assert eventually(lambda: directory.resolve_cell(uuid).uuid == THERE and directory.stats().hits > 0)
+
+
+def test_fence_that_arrives_after_a_later_write_does_not_bring_the_older_value_back(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request takes long, its writer gives the node up, and another write passes in between."""
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    other, backend = site.open(), cast("Any", directory._backend)
+    on_its_way: list[Fence] = []
+
+    def fence_late(keys: Sequence[str]) -> list[Fence]:
+        monkeypatch.undo()
+        on_its_way.append(Fence(FENCE + b"too late"))
+        monkeypatch.setattr(backend, "settle_multi", settle_later)
+        return list(on_its_way)
+
+    def settle_later(settlements: Sequence[Settlement]) -> list[bool]:
+        monkeypatch.undo()
+        other.move_instance(uuid, HERE)
+        backend.store_multi({uuid: on_its_way[0].mark})
+        return list(backend.settle_multi(settlements))
+
+    monkeypatch.setattr(backend, "fence_multi", fence_late)
+    directory.move_instance(uuid, THERE)
+    assert site.table() == {uuid: HERE}
+    assert directory.resolve_cell(uuid).uuid == other.resolve_cell(uuid).uuid == HERE
 
 
 @pytest.mark.needs("memcached")

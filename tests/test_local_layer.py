@@ -236,8 +236,8 @@ class Shared:
         self.meanwhile()
         return [self.answer] * len(keys)
 
-    def fence_multi(self, keys: Sequence[str]) -> list[Fence | None]:
-        return [None] * len(keys)
+    def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
+        return [Fence(b"")] * len(keys)
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         return [True] * len(settlements)

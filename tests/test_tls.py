@@ -146,7 +146,7 @@ def test_many_at_once_are_answered_over_tls_however_they_fall_into_its_records(
             for n in (150, 220, 300, 350, 404, 500, 701, 808, 1000, 1001):
                 keys = [str(uuid4()) for _ in range(n)]
                 fences = backend.fence_multi(keys)
-                placed = [(key, fence) for key, fence in zip(keys, fences, strict=True) if fence]
+                placed = [(key, fence) for key, fence in zip(keys, fences, strict=True) if fence.confirmed]
                 assert len(placed) == n
                 value = b"\x01" + bytes(range(16))
                 settled = backend.settle_multi([Settlement(key, fence, value, 100.0) for key, fence in placed])

@@ -188,10 +188,10 @@ class Worker:
         backend: Any = self._directory._backend
         fence_multi, settle_multi, fill_multi = backend.fence_multi, backend.settle_multi, backend.fill_multi
 
-        def fence(keys: Sequence[str]) -> list[Fence | None]:
+        def fence(keys: Sequence[str]) -> list[Fence]:
             self._doing.changed.update(keys)
-            fences: list[Fence | None] = fence_multi(keys)
-            self._note_unreached([key for key, placed in zip(keys, fences, strict=True) if placed is None])
+            fences: list[Fence] = fence_multi(keys)
+            self._note_unreached([key for key, fence in zip(keys, fences, strict=True) if not fence.confirmed])
             return fences
 
         def settle(settlements: Sequence[Settlement]) -> list[bool]:

@@ -66,8 +66,8 @@ def _in_each(change: Callable[[CellcacheWorld, Process], None], world: Cellcache
 
 
 def _omit_fence(_world: CellcacheWorld, process: Process) -> None:
-    def claim(keys: Sequence[str]) -> list[Fence | None]:
-        return [Fence(FENCE + secrets.token_bytes(8), b"", None) for _ in keys]
+    def claim(keys: Sequence[str]) -> list[Fence]:
+        return [Fence(FENCE + secrets.token_bytes(8), connection=process) for _ in keys]
 
     _replace(process, "fence_multi", claim)
 

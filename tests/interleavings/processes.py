@@ -135,8 +135,8 @@ def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
             answer = request(what)
             operation = current()
             if operation is not None and name == "fence_multi":
-                fences: list[Fence | None] = answer
-                operation.unfenced = None in fences
+                fences: list[Fence] = answer
+                operation.unfenced = not all(fence.confirmed for fence in fences)
             return answer
 
         return ask
