@@ -68,9 +68,10 @@ class Connection(Stream[AnyReply]):
         self._hits, self._each_hit = _patterns(value_size)
         self.opaque = count(1).__next__
         deadline = time.monotonic() + within_s
-        left_s = within_s if isinstance(server, str) else demand_address(server[0], within_s)
-        self._client = Client(server, connect_timeout=left_s, timeout=left_s, no_delay=True, tls_context=tls_context)
+        self._client = Client(server, no_delay=True, tls_context=tls_context)
         try:
+            left_s = within_s if isinstance(server, str) else demand_address(server[0], within_s)
+            self._client.connect_timeout = self._client.timeout = left_s
             self._client._connect()  # noqa: SLF001 - its commands connect too, but wait for ever for the end of a line
             super().__init__(self._client.sock, timeout_s)
             self.version = self._handshake(credentials, deadline)

@@ -74,7 +74,7 @@ def store(backend: Backend, key: str, value: bytes) -> None:
 @needs_redis
 @pytest.mark.parametrize("persistence", ["snapshot", "append-only file"])
 def test_older_values_that_a_restart_brings_back_are_not_seen(persistence: str, key: str) -> None:
-    options = ["--appendonly", "yes"] if persistence == "append-only file" else []
+    options = ["--appendonly", "yes", "--appendfsync", "always"] if persistence == "append-only file" else []
     with Redis(options=options) as server:
         cache, backup = RedisCache(server), server.directory / "backup"
         backend, other = cache.backend(), cache.backend()
