@@ -45,10 +45,10 @@ _Read = Callable[[Sequence[AnyReply], Connection], list[T]]  # what the replies 
 
 
 class _Wanted(NamedTuple):
-    """For each node that can be reached, the positions whose keys live there; and when the caller began to wait."""
+    """For each node that can be reached, the positions whose keys live there; and how long it took to connect."""
 
     nodes: list[tuple[Node[Connection], Connection, Sequence[int]]]
-    began: float
+    spent_s: float
 
 
 class MemcachedBackend(LeasingBackend):
@@ -238,15 +238,17 @@ class MemcachedBackend(LeasingBackend):
         """
         raws = raw_keys(keys)
         wires = [b2a_base64(self._prefix + raw, newline=False) for raw in raws]
-        wanted = _Wanted([], monotonic())
-        for node, positions in self._positions(raws).items():
-            connection = node.idle_connection(wanted.began)
+        at_nodes = self._positions(raws)
+        nodes = []
+        began = monotonic()
+        for node, positions in at_nodes.items():
+            connection = node.idle_connection(began)
             if connection is None:
                 continue
             if holders is not None:
                 positions = [p for p in positions if holders[p] is connection]  # noqa: PLW2901
-            wanted.nodes.append((node, connection, positions))
-        return wires, wanted
+            nodes.append((node, connection, positions))
+        return wires, _Wanted(nodes, monotonic() - began)
 
     def _positions(self, raws: Sequence[bytes]) -> dict[Node[Connection], Sequence[int]]:
         """Return for each node which of the keys live on it."""
@@ -268,7 +270,7 @@ class MemcachedBackend(LeasingBackend):
         Those are one round trip: the requests of every node are sent before any node's replies are read. What cannot be
         read, an OSError, is a failure of the node.
         """
-        began = wanted.began
+        left_s = self._timeout_s - wanted.spent_s
         for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
             sent = []
             for node, connection, positions in wanted.nodes:
@@ -280,7 +282,7 @@ class MemcachedBackend(LeasingBackend):
                         sent.append((node, connection, batch, tag))
                     except OSError as error:
                         node.failed(connection, error)
-            deadline = began + self._timeout_s
+            deadline = monotonic() + left_s
             for node, connection, batch, tag in sent:
                 try:
                     replies = connection.replies(len(batch), deadline=deadline)
@@ -290,7 +292,7 @@ class MemcachedBackend(LeasingBackend):
                     node.failed(connection, error)
                     continue
                 yield batch, found
-            began = monotonic()
+            left_s = self._timeout_s
 
     def _remove_unless_fenced(self, keys: Sequence[str], own_marks: Sequence[bytes]) -> list[bool]:
         """Remove what stands there unless it is another writer's fence; say of which that is certain.
