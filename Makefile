@@ -6,7 +6,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 MINUTES := 10
 # Processes to share the tests out among: more than there are processors, as many tests wait; fewer for those that
 # rest on time limits.
-WORKERS := 3
+WORKERS := 4
 QUIET_WORKERS := 3
 EXTRAS := redis,postgresql,test
 CODE   := cellcache backends migrations tests benchmarks
