@@ -47,6 +47,7 @@ class Campaign:
     threads: int = 4
     pause_s: float = 0.004
     pool_size: int = 4
+    ttl_s: float = 86_400.0
     sabotage: bool = False
     """Take the leases away: what the checker must find."""
     calm_s: float = 2.0
@@ -245,6 +246,7 @@ def run(campaign: Campaign, folder: Path) -> Result:
             cache={
                 "backend": "cellcache.memcached",
                 "servers": [proxy.address for proxy in proxies],
+                "ttl_s": campaign.ttl_s,
                 "lease_ttl_s": 2,
                 "fence_ttl_s": 6,
                 "retry_s": 0.5,
