@@ -176,7 +176,7 @@ def test_random_operations_do_what_the_model_does(kind: str, request: pytest.Fix
         run_state_machine_as_test(
             OnThisCache,
             settings=settings(
-                max_examples=30,
+                max_examples=60,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

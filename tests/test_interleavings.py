@@ -81,9 +81,6 @@ long = pytest.mark.timeout(0 if EVERYTHING else 900)
 # Threads of one process also meet in its flights, which makes for so many orders that these walks are bounded.
 MOST_SWITCHES_IN_ONE_PROCESS = 3 if EVERYTHING else 2
 
-# In memory each operation has more steps that others can notice than one that waits for a server.
-MOST_SWITCHES_OF_THREE = {} if EVERYTHING else {"memory": 3}
-
 
 def walk_all(
     world: CellcacheWorld, scenarios: Iterable[Scenario], record: Record, *, most_switches: int | None = None
@@ -160,7 +157,7 @@ def test_pairs_with_crashes_and_lost_entries(
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_three_operations(backend: str, request: pytest.FixtureRequest, record_property: Record) -> None:
     with open_world(backend, request) as world:
-        walk_all(world, OF_THREE, record_property, most_switches=MOST_SWITCHES_OF_THREE.get(backend))
+        walk_all(world, OF_THREE, record_property)
 
 
 @long
@@ -168,9 +165,7 @@ def test_three_operations(backend: str, request: pytest.FixtureRequest, record_p
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_threads_of_one_process(backend: str, request: pytest.FixtureRequest, record_property: Record) -> None:
     with open_world(backend, request) as world:
-        # The flights are the same over every backend: the short form walks all of them over one.
-        scenarios = IN_ONE_PROCESS if EVERYTHING or backend == "memcached" else IN_ONE_PROCESS[:1]
-        walk_all(world, scenarios, record_property, most_switches=MOST_SWITCHES_IN_ONE_PROCESS)
+        walk_all(world, IN_ONE_PROCESS, record_property, most_switches=MOST_SWITCHES_IN_ONE_PROCESS)
 
 
 @long

@@ -228,7 +228,7 @@ def lines_of_work(world: World, folder: Path) -> Iterator[list[str]]:
     yield ["cell", "delete", good]
 
 
-@pytest.mark.parametrize("options", [[], ["--json", "-v"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["--json"], ["-v"], ["--json", "-v"]], ids=" ".join)
 def test_no_command_shows_a_secret(world: World, deployment: Deployment, options: list[str]) -> None:
     done, codes = set(), set()
     for line in lines_of_work(world, deployment.folder):

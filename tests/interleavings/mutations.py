@@ -209,6 +209,5 @@ MUTATIONS = [
         Scenario(("deliver", "move", "resolve"), left_over=True),
         "backward read",
         applied=partial(_in_each, _remove_fences_too),
-        most_switches=2,
     ),
 ]

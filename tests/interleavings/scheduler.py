@@ -52,13 +52,6 @@ def stop(kind: Kind, label: str, enabled: Callable[[], bool] = _always) -> None:
         operation.stop(Step(kind, label, enabled))
 
 
-def _closed() -> threading.Lock:
-    """Return a gate that lets one through for each `release`: a semaphore of C, as both sides strictly take turns."""
-    gate = threading.Lock()
-    gate.acquire()
-    return gate
-
-
 class Operation:
     """One call under way, stopped before `next`; when that is None it has finished or was abandoned."""
 
@@ -71,8 +64,8 @@ class Operation:
         self.unfenced = False  # a writer whose cache node did not confirm the fence
         self.rolled_back = False
         self._failure: BaseException | None = None
-        self._may_go = _closed()
-        self._has_stopped = _closed()
+        self._may_go = threading.Semaphore(0)
+        self._has_stopped = threading.Semaphore(0)
         thread.submit(self._run, call)
         self._wait()
 
