@@ -132,6 +132,7 @@ class MariaDB(DatabaseServer):
             _program("mariadb-install-db"),
             "--no-defaults",
             f"--datadir={self.data}",
+            f"--tmpdir={self.directory}",
             "--auth-root-authentication-method=normal",
             "--skip-name-resolve",
             "--skip-test-db",

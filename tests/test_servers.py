@@ -323,6 +323,14 @@ def test_only_a_durable_mariadb_waits_for_the_disk() -> None:
             engine.dispose()
 
 
+@pytest.mark.needs("mariadb")
+def test_a_mariadb_uses_no_temporary_folder_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # At its start it removes all temporary tables that it finds there: those of another that starts beside it too.
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    with MariaDB() as server:
+        assert ask(server)
+
+
 def test_each_database_url_is_an_empty_database(database_url: str) -> None:
     engine = sqlalchemy.create_engine(database_url)
     assert sqlalchemy.inspect(engine).get_table_names() == []
