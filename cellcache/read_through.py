@@ -188,8 +188,11 @@ class ReadThrough:
                 absent[key] = entry
                 continue
             try:
-                answers[key] = decode(entry)
-            except Undecodable:
+                cell_uuid = decode(entry)
+                if cell_uuid is not None:
+                    self._cells.get(cell_uuid)
+                answers[key] = cell_uuid
+            except (Undecodable, CellNotFound):
                 meaningless.append(key)
         return answers, absent | self._discard(meaningless) if meaningless else absent
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from cellcache import CellDirectory, InstanceNotMapped
 from cellcache.codec import encode
+from cellcache.protocol import Absent
 from cellcache.read_through import jittered
 from tests.caches import MemcachedCache, RedisCache, eventually
 from tests.directories import CACHES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
@@ -121,6 +124,27 @@ def test_foreign_entry_is_overwritten_by_a_write(site: Site, directory: CellDire
     with pytest.raises(InstanceNotMapped):
         directory.resolve_cell(key)
     assert directory.stats().undecodable == 0
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+@pytest.mark.parametrize("name", ["random", "a cell that is no more"])
+def test_so_is_one_that_takes_the_place_of_a_lease_that_was_waited_for(
+    site: Site, directory: CellDirectory, key: str, name: str, bulk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.map_instance(key, THERE, PROJECT)
+    site.cache.write(key, FOREIGN[name])
+    method = "lookup_multi" if bulk else "lookup"
+    backend, look, looks = directory._backend, getattr(directory._backend, method), count()
+
+    def lookup(what: Any) -> Any:
+        """Another reader's lease at first; the entry has been there ever since."""
+        return look(what) if next(looks) else ([Absent.LEASED] if bulk else Absent.LEASED)
+
+    monkeypatch.setattr(backend, method, lookup)
+    monkeypatch.setattr(directory, "_lookup", backend.lookup)
+    cell = directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)
+    assert cell.uuid == THERE
+    assert (directory.stats().undecodable, directory.stats().hits) == (1, 0)
 
 
 def test_garbage_among_many_costs_only_itself(site: Site, directory: CellDirectory) -> None:
