@@ -79,7 +79,7 @@ def _shown(key: str, value: object) -> str:
         return f"'{MASK}'"
     if isinstance(value, str | os.PathLike):
         text = re.sub(r"(?s)^.*@", f"{MASK}@", mask_text(str(value)))
-        return repr(text if len(text) <= 80 else f"{text[:77]}...")
+        return repr(text if len(text) <= 80 or key.endswith("_file") else f"{text[:77]}...")
     if isinstance(value, list | tuple):
         return f"[{', '.join(_shown(key, item) for item in value)}]"
     return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -265,7 +265,7 @@ def test_a_secret_and_its_file_in_one_source_contradict_each_other(
     ],
 )
 def test_a_secret_file_that_cannot_be_used_is_named(content: bytes | None, reason: str, tmp_path: Path) -> None:
-    file = tmp_path / "password"
+    file = tmp_path / ("a-long-name" * 10)
     if content is not None:
         file.write_bytes(content)
     assert trouble(cache={"password_file": file}) == f"cache.password_file = '{file}': {reason}"
