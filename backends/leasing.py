@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -84,7 +84,14 @@ class LeasingBackend(BytesBackend, abc.ABC):
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]: ...
 
     @abc.abstractmethod
-    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]: ...
+    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
+        """Replace each lease by its value if that very lease still stands; say which were stored.
+
+        What dogpile's `set` does: whoever has waited at dogpile's mutex must find the value.
+        """
+
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        refused(len(fills) - sum(self.fill_multi(fills)))
 
     @abc.abstractmethod
     def invalidate_multi(self, keys: Sequence[str]) -> list[bool]: ...

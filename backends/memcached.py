@@ -20,6 +20,7 @@ from __future__ import annotations
 import secrets
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +42,7 @@ _LOOKS = 8  # how often a removal that loses every race against other clients is
 T = TypeVar("T")
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
+_Sent = tuple[Node[Connection], Connection, Sequence[int], bytes]  # to whom, for which positions, with which tag
 _Read = Callable[[Sequence[AnyReply], Connection], list[T]]  # what the replies to them mean
 
 
@@ -125,7 +127,8 @@ class MemcachedBackend(LeasingBackend):
         if not received:
             raise ConnectionResetError("closed by the server")
         replies = connection.replies(1, received, began + self._timeout_s)
-        return _entry(_only(node, replies, tag), connection)
+        node.errors += _refusals(replies, tag)
+        return _entries(replies, connection)[0]
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return self._get_multi(keys, self._get_tail)
@@ -147,17 +150,31 @@ class MemcachedBackend(LeasingBackend):
         return entries
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
-        wires, wanted = self._locate([fill.key for fill in fills], [fill.lease.connection for fill in fills])
+        wanted, compose = self._fills(fills)
         stored = [False] * len(fills)
+        for position, reply in self._outcomes(wanted, compose):
+            stored[position] = reply.words[0] == b"HD"
+        return stored
+
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        if len(fills) > _AT_ONCE:
+            super().send_fills(fills, refused)
+            return
+        wanted, compose = self._fills(fills)
+        sent = self._send_from(0, wanted, compose)
+        for node, connection, batch, tag in sent:
+            connection.owe(len(batch), partial(_count_refused, refused, node, tag))
+        refused(len(fills) - sum(len(batch) for _, _, batch, _ in sent))
+
+    def _fills(self, fills: Sequence[Fill]) -> tuple[_Wanted, _Compose]:
+        wires, wanted = self._locate([fill.key for fill in fills], [fill.lease.connection for fill in fills])
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join(
                 [_store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
             )
 
-        for position, reply in self._outcomes(wanted, compose):
-            stored[position] = reply.words[0] == b"HD"
-        return stored
+        return wanted, compose
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         wires, wanted = self._locate(keys)
@@ -272,16 +289,7 @@ class MemcachedBackend(LeasingBackend):
         """
         left_s = self._timeout_s - wanted.spent_s
         for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
-            sent = []
-            for node, connection, positions in wanted.nodes:
-                batch = positions[start : start + _AT_ONCE]
-                if batch and not connection.closed:
-                    tag = b"O%d" % connection.opaque()
-                    try:
-                        _send(connection, compose, batch, tag)
-                        sent.append((node, connection, batch, tag))
-                    except OSError as error:
-                        node.failed(connection, error)
+            sent = self._send_from(start, wanted, compose)
             deadline = monotonic() + left_s
             for node, connection, batch, tag in sent:
                 try:
@@ -293,6 +301,20 @@ class MemcachedBackend(LeasingBackend):
                     continue
                 yield batch, found
             left_s = self._timeout_s
+
+    def _send_from(self, start: int, wanted: _Wanted, compose: _Compose) -> list[_Sent]:
+        """Send the next 1,000 requests of every node."""
+        sent = []
+        for node, connection, positions in wanted.nodes:
+            batch = positions[start : start + _AT_ONCE]
+            if batch and not connection.closed:
+                tag = b"O%d" % connection.opaque()
+                try:
+                    _send(connection, compose, batch, tag)
+                    sent.append((node, connection, batch, tag))
+                except OSError as error:
+                    node.failed(connection, error)
+        return sent
 
     def _remove_unless_fenced(self, keys: Sequence[str], own_marks: Sequence[bytes]) -> list[bool]:
         """Remove what stands there unless it is another writer's fence; say of which that is certain.
@@ -384,9 +406,11 @@ def _refusals(replies: Sequence[AnyReply], tag: bytes) -> int:
     return refusals
 
 
-def _only(node: Node[Connection], replies: Sequence[AnyReply], tag: bytes) -> Reply:
+def _count_refused(
+    refused: Callable[[int], object], node: Node[Connection], tag: bytes, replies: Sequence[AnyReply]
+) -> None:
     node.errors += _refusals(replies, tag)
-    return _in_full(replies[0])
+    refused(sum(_in_full(reply).words[0] != b"HD" for reply in replies))
 
 
 def _in_full(reply: AnyReply) -> Reply:

@@ -27,7 +27,7 @@ class Closable(Protocol):
 
     generation: int
 
-    def is_idle(self) -> bool: ...
+    def is_idle(self, deadline: float) -> bool: ...
 
     def limit_next(self, seconds: float) -> None: ...
 
@@ -70,9 +70,16 @@ class Node(Generic[Connection]):
     def idle_connection(self, began: float) -> Connection | None:
         """The same, but never one that the server has closed since: for requests that are not asked twice."""
         connection = self.connection(began)
-        if connection is not None and not connection.is_idle():
-            return self._replace(connection, began)
-        return connection
+        if connection is None:
+            return None
+        try:
+            idle = connection.is_idle(began + self._timeout_s)
+        except ConnectionError as error:
+            return self.broke(connection, error, began)
+        except OSError as error:
+            self.failed(connection, error)
+            return None
+        return connection if idle else self._replace(connection, began)
 
     def failed(self, connection: Connection, error: OSError) -> None:
         """Close a connection that did not do what was asked, retire all others, and let the node rest a while."""

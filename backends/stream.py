@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 _CHUNK = 1 << 16
@@ -32,6 +33,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
         self.generation = -1
         self.timeout_s = timeout_s
         self._sock = sock
+        self._owed: list[tuple[int, Callable[[Sequence[ReplyT]], None]]] = []
         # The kernel can time the socket out; Python's own way costs a poll() before each send and each recv.
         # Not for TLS, nor where a library such as gevent or eventlet has put its own sockets in place of Python's.
         self._kernel_waits = sys.platform == "linux" and _is_plain(sock)
@@ -47,8 +49,13 @@ class Stream(abc.ABC, Generic[ReplyT]):
     def _parse(self, buffer: bytes, start: int, replies: list[ReplyT], expected: int) -> int:
         """Append the complete replies that begin at `start`, `expected` in all; return where the rest begins."""
 
-    def is_idle(self) -> bool:
-        """Return False where there is something to read though nothing was asked: the end, or somebody's answer."""
+    def is_idle(self, deadline: float | None = None) -> bool:
+        """Return False where there is something to read though nothing was asked: the end, or somebody's answer.
+
+        Reads what is owed first, and so may block until the deadline.
+        """
+        if self._owed:
+            self.replies(0, deadline=deadline)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return not poll.poll(0)
@@ -65,6 +72,10 @@ class Stream(abc.ABC, Generic[ReplyT]):
             self._limit_waits(self.timeout_s)
             self.recv = self._sock.recv  # type: ignore[assignment, method-assign]
 
+    def owe(self, expected: int, read: Callable[[Sequence[ReplyT]], None]) -> None:
+        """Say that nobody waits for so many replies to what was just sent: `read` gets them with the next request's."""
+        self._owed.append((expected, read))
+
     def ask(self, request: bytes, expected: int = 1, deadline: float | None = None) -> list[ReplyT]:
         """Send requests and return as many replies as they have; see `replies`."""
         self._sock.sendall(request)
@@ -78,11 +89,16 @@ class Stream(abc.ABC, Generic[ReplyT]):
         """
         if deadline is None:
             deadline = time.monotonic() + self.timeout_s
+        owed, self._owed = self._owed, []
         try:
-            return self._replies(expected, received, deadline)
+            replies = self._replies(sum(number for number, _ in owed) + expected, received, deadline)
         finally:
             if self._waits_s != self.timeout_s:
                 self._limit_waits(self.timeout_s)
+        for number, read in owed:  # the server answers in the order of the requests
+            read(replies[:number])
+            del replies[:number]
+        return replies
 
     def _replies(self, expected: int, buffer: bytes, deadline: float) -> list[ReplyT]:
         replies: list[ReplyT] = []

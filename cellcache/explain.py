@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,15 +67,11 @@ def _entry(entry: Entry) -> str:
     return "not mapped" if cell_uuid is None else f"cell {cell_uuid}"
 
 
-def _stored(stored: Sequence[bool]) -> str:
-    return "stored" if all(stored) else "not stored: a writer came in between, or the cache did not answer"
-
-
 _Describe = Mapping[str, tuple[str, Callable[[Any], str]]]
 
 _CACHE_STEPS: _Describe = {
     "lookup": ("ask the cache", _entry),
-    "fill_multi": ("store the answer in the cache", _stored),
+    "send_fills": ("send the answer to the cache", lambda _: "to be stored if our lease still stands"),
     "invalidate_multi": ("remove the entry", lambda done: "removed" if all(done) else "the cache did not answer"),
 }
 _SQL_STEPS: _Describe = {

@@ -7,7 +7,7 @@ of this process take their instances out of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Settlement
@@ -53,8 +53,8 @@ class LocalLayer:
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         return self._backend.peek_multi(keys)
 
-    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
-        return self._backend.fill_multi(fills)
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        self._backend.send_fills(fills, refused)
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         self._drop(keys)

@@ -63,9 +63,10 @@ class PlainBackend:
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         return [entry if isinstance(entry, bytes) else None for entry in self.lookup_multi(keys)]
 
-    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
         values = {fill.key: decode(fill.value) for fill in fills}
-        return [self._succeeds(lambda: self._region.set_multi(values))] * len(fills)
+        if not self._succeeds(lambda: self._region.set_multi(values)):
+            refused(len(fills))
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         return [Fence(b"", connection=self if done else None) for done in self.invalidate_multi(keys)]

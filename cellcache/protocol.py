@@ -11,7 +11,7 @@ time limit that the backend was configured with.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -102,8 +102,12 @@ class CoherentBackend(Protocol):
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values, and take no lease where there is none: for those who compare, not for readers."""
 
-    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
-        """Replace each lease by its value if that very lease still stands; say which were stored."""
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        """Replace each lease by its value if that very lease still stands; need not wait for the answer.
+
+        `refused` is called with the number of those that were not stored, now or by a later request of this thread;
+        not at all for those whose connection breaks before.
+        """
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         """Overwrite whatever stands there by a fence of one's own; say of each whether its node has confirmed it."""

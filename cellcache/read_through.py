@@ -203,9 +203,8 @@ class ReadThrough:
             for key, (lease, cell_uuid) in answers.items()
         ]
         if fills:
-            stored = sum(self._backend.fill_multi(fills))
-            self._counters.fills_stored.add_many(stored)
-            self._counters.fills_refused.add_many(len(fills) - stored)
+            self._counters.fills.add_many(len(fills))
+            self._backend.send_fills(fills, self._counters.fills_refused.add_many)
 
     def _count_misses(self, entries: Collection[Entry]) -> None:
         self._counters.misses.add_many(len(entries))

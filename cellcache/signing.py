@@ -6,7 +6,7 @@ under another. What it does not stop is in docs/security.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 
@@ -65,9 +65,9 @@ class SignedBackend:
         entries = zip(keys, self._backend.peek_multi(keys), strict=True)
         return [None if entry is None else self._signer.verified(key, entry) for key, entry in entries]
 
-    def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
         signed = self._signer.signed
-        return self._backend.fill_multi([fill._replace(value=signed(fill.key, fill.value)) for fill in fills])
+        self._backend.send_fills([fill._replace(value=signed(fill.key, fill.value)) for fill in fills], refused)
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         return self._backend.fence_multi(keys)

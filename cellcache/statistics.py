@@ -16,7 +16,7 @@ class Counters:
         self.negative_hits = Counter()
         self.undecodable = Counter()
         self.unreachable = Counter()
-        self.fills_stored = Counter()
+        self.fills = Counter()
         self.fills_refused = Counter()
         self.fences = Counter()
         self.fences_failed = Counter()
@@ -38,10 +38,13 @@ class Statistics:
     """Those of the misses whose cache node did not answer, or was not asked because it had just failed."""
     undecodable: int
     """Entries removed because they meant nothing: corrupt, foreign, or naming a cell that is no more."""
-    fills_stored: int
-    """Answers from SQL that were stored over their lease."""
+    fills: int
+    """Answers from SQL that were sent to the cache, each to be stored over its lease."""
     fills_refused: int
-    """Answers from SQL that were not stored, because a writer or another reader had come in between."""
+    """Those of the fills that were not stored, because a writer or another reader had come in between.
+
+    With memcached nobody waits for that: it is counted by the next request of the same thread.
+    """
     fences: int
     """Entries that writers fenced."""
     fences_failed: int

@@ -29,6 +29,7 @@ PATIENT: dict[str, Any] = {"timeout_s": 10.0, "retry_s": 0.2}
 class Backend(CoherentBackend, Protocol):
     """A backend as both dogpile and the directory see it; all of ours are LeasingBackend as well."""
 
+    fill_multi: Any
     get_serialized: Any
     get_serialized_multi: Any
     set_serialized: Any

@@ -58,7 +58,9 @@ class MemcachedConnection(wire.Connection):  # type: ignore[misc, unused-ignore]
         self.version = "1.6.18"
         Stream.__init__(self, sock, timeout_s)
 
-    def is_idle(self) -> bool:
+    def is_idle(self, deadline: float | None = None) -> bool:
+        if self._owed:
+            self.replies(0, deadline=deadline)
         return not self.closed
 
 
@@ -72,7 +74,7 @@ class RedisConnection(resp.Connection):  # type: ignore[misc, unused-ignore]
         self.fill = self.settle = b"0" * 40
         Stream.__init__(self, sock, timeout_s)
 
-    def is_idle(self) -> bool:
+    def is_idle(self, deadline: float | None = None) -> bool:
         return True
 
     @property

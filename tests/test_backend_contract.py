@@ -64,8 +64,9 @@ def key() -> str:
     return new_key()
 
 
-def fill(backend: CoherentBackend, key: str, lease: Lease, value: bytes = OLD, ttl_s: float = 60) -> bool:
-    return backend.fill_multi([Fill(key, lease, value, ttl_s)]) == [True]
+def fill(backend: Backend, key: str, lease: Lease, value: bytes = OLD, ttl_s: float = 60) -> bool:
+    stored: list[bool] = backend.fill_multi([Fill(key, lease, value, ttl_s)])
+    return stored == [True]
 
 
 def settle(backend: CoherentBackend, key: str, fence: Fence, value: bytes | None, ttl_s: float = 60) -> bool:
@@ -217,6 +218,57 @@ def test_fills_of_many_store_each_on_its_own(backend: Backend, other: Backend) -
     fills = [Fill(key, lease, OLD, 60) for key, lease in zip(keys, leases, strict=True)]
     assert backend.fill_multi(fills) == [True, False, True]
     assert backend.lookup_multi(keys) == [OLD, Absent.FENCED, OLD]
+
+
+# Fills whose outcome nobody waits for
+
+
+def test_sent_fills_store_each_on_its_own(backend: Backend, other: Backend) -> None:
+    keys, refused = [new_key() for _ in range(3)], list[int]()
+    leases = [leased(backend, key) for key in keys]
+    fenced(other, keys[1])
+    fills = [Fill(key, lease, OLD, 60) for key, lease in zip(keys, leases, strict=True)]
+    backend.send_fills(fills, refused.append)
+    assert backend.lookup_multi(keys) == [OLD, Absent.FENCED, OLD]
+    assert sum(refused) == 1
+
+
+def test_a_sent_fill_is_in_nobodys_way(backend: Backend, key: str) -> None:
+    """Whatever is asked next over its connection gets the answer to that."""
+    present, new = new_key(), new_key()
+    stored(backend, present, NEW)
+    requests: list[Callable[[], object]] = [
+        lambda: backend.lookup(present) == NEW,
+        lambda: backend.lookup_multi([present, present]) == [NEW, NEW],
+        lambda: backend.peek_multi([present]) == [NEW],
+        lambda: isinstance(backend.lookup(new_key()), Lease),
+        lambda: fenced(backend, new_key()).confirmed,
+        lambda: settle(backend, present, fenced(backend, present), NEW),
+        lambda: backend.fill_multi([Fill(new, leased(backend, new), NEW, 60)]) == [True],
+        lambda: backend.invalidate_multi([new_key()]) == [True],
+        lambda: backend.set_serialized(key, OLD) is None,
+    ]
+    for ask in requests:
+        refused, filled, taken = list[int](), new_key(), new_key()
+        leases = {filled: leased(backend, filled), taken: leased(backend, taken)}
+        fenced(backend, taken)
+        for one, lease in leases.items():  # two of them, one behind the other
+            backend.send_fills([Fill(one, lease, OLD, 60)], refused.append)
+        assert ask()
+        assert backend.lookup_multi([filled, taken]) == [OLD, Absent.FENCED]
+        assert sum(refused) == 1
+    assert backend.errors == 0
+
+
+@pytest.mark.parametrize("count", [1, 1000, 1001])
+def test_many_fills_are_sent(backend: Backend, count: int) -> None:
+    keys, refused = [new_key() for _ in range(count)], list[int]()
+    leases = [entry for entry in backend.lookup_multi(keys) if isinstance(entry, Lease)]
+    values = [b"\x01%016d" % number for number in range(count)]
+    fills = [Fill(*one, 60) for one in zip(keys, leases, values, strict=True)]
+    backend.send_fills(fills, refused.append)
+    assert backend.lookup_multi(keys) == values
+    assert sum(refused) == 0
 
 
 # Fence

@@ -67,7 +67,10 @@ def use_everything(backend: Backend) -> None:
     lease, fence = Lease(b"1", None), Fence(FENCE + b"12345678", b"1", None)
     assert backend.lookup(keys[0]) is Absent.UNREACHABLE
     assert backend.lookup_multi(keys) == [Absent.UNREACHABLE] * 2
-    assert backend.fill_multi([Fill(key, lease, VALUE, 60) for key in keys]) == [False] * 2
+    fills, refused = [Fill(key, lease, VALUE, 60) for key in keys], list[int]()
+    assert backend.fill_multi(fills) == [False] * 2
+    backend.send_fills(fills, refused.append)
+    assert sum(refused) == 2
     assert not any(fence.confirmed for fence in backend.fence_multi(keys))
     assert backend.settle_multi([Settlement(key, fence, VALUE, 60) for key in keys]) == [False] * 2
     assert backend.settle_multi([Settlement(key, fence, None) for key in keys]) == [False] * 2
@@ -131,6 +134,39 @@ def test_killed_server_is_back_after_its_start(server: Memcached | Redis, cache:
     assert eventually(lambda: answers(backend, key))
     backend.invalidate_multi([key])
     assert isinstance(backend.lookup(key), Lease)
+
+
+@pytest.mark.needs("memcached")
+def test_nobody_waits_for_a_stopped_memcached_to_take_a_fill(memcached: Memcached) -> None:
+    cache, key = MemcachedCache([memcached]), new_key()
+    backend = cache.backend()
+    lease = leased(backend, key)
+    memcached.suspend()
+    backend.send_fills([Fill(key, lease, VALUE, 60)], lambda _: None)
+    assert backend.errors == 0  # to wait would have ended in a time-out
+    memcached.resume()
+    assert backend.lookup(key) == VALUE
+    cache.close()
+
+
+@pytest.mark.parametrize("request_", ["lookup", "fence"])
+@pytest.mark.needs("memcached")
+def test_a_fill_that_was_lost_with_its_memcached_costs_no_later_request_anything(
+    memcached: Memcached, request_: str
+) -> None:
+    cache, key, refused = MemcachedCache([memcached]), new_key(), list[int]()
+    backend = cache.backend()
+    lease = leased(backend, key)
+    memcached.suspend()
+    backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append)
+    memcached.kill()
+    memcached.start()
+    if request_ == "lookup":
+        assert isinstance(backend.lookup(key), Lease)
+    else:
+        assert fenced(backend, key).confirmed
+    assert (backend.errors, sum(refused)) == (0, 0)
+    cache.close()
 
 
 def test_a_run_of_failures_pays_the_time_limit_once(

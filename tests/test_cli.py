@@ -348,7 +348,7 @@ def test_explain_says_where_the_answer_came_from(two_cells: Deployment) -> None:
     assert [step["what"] for step in answer["steps"]] == [
         "ask the cache",
         "ask instance_mapping",
-        "store the answer in the cache",
+        "send the answer to the cache",
         "look up the cell mapping",
     ]
     assert all(step["seconds"] >= 0 for step in answer["steps"])

@@ -105,7 +105,7 @@ def _is_replaced(site: Site, entry: bytes, bulk: bool) -> None:
     after = directory.stats()
     assert after.undecodable == before.undecodable + 1
     assert after.misses == before.misses + 1
-    assert after.fills_stored == before.fills_stored + 1
+    assert after.fills == before.fills + 1
     assert cell() == THERE
     assert directory.stats().hits == after.hits + 1
 

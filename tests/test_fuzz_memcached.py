@@ -82,10 +82,10 @@ def answers(replies: Sequence[Plain], tag: bytes) -> bool:
     return all(tag in reply.words or reply.words[0] in {b"EN", b"SERVER_ERROR"} for reply in replies)
 
 
-def check_entries(got: Sequence[Entry], stream: bytes, connection: MemcachedConnection) -> None:
+def check_entries(got: Sequence[Entry], stream: bytes, connection: MemcachedConnection, tag: bytes = b"O1") -> None:
     """Compare the answer to a lookup of so many keys, the first on its connection, with what the plain reader makes."""
     parsed = read(stream, len(got))
-    if parsed is None or not answers(parsed[0], b"O1"):
+    if parsed is None or not answers(parsed[0], tag):
         assert list(got) == [UNREACHABLE] * len(got)
         assert connection.closed
         return
@@ -215,6 +215,28 @@ def check_changes(script: Pieces, n: int) -> None:
     backend.close()
 
 
+def check_sent_fills(script: Pieces, n: int) -> None:
+    """The lookup behind them gets its own reply, or none."""
+    backend, made = memcached(script)
+    connection = backend._nodes[0].connection(time.monotonic())
+    refused = list[int]()
+    fills = [Fill(key, Lease(b"5", connection), CELL, 60.0) for key in KEYS[:n]]
+    backend.send_fills(fills, refused.append)
+    entry = backend.lookup(KEYS[0])
+    stream = b"".join(script)
+    parsed = read(stream, n)
+    if entry is UNREACHABLE:
+        assert made[0].closed or parsed is not None
+    elif stream.startswith(b"VA ") and b"O2" in stream.split(b"\r\n")[0]:
+        check_entries([entry], stream, made[0], b"O2")  # no memcached answers the second request first; this is its
+    else:
+        assert parsed is not None
+        assert answers(parsed[0], b"O1")
+        check_entries([entry], parsed[1], made[0], b"O2")
+        assert sum(refused) == sum(reply.words[0] != b"HD" for reply in parsed[0])
+    backend.close()
+
+
 @pytest.mark.slow
 @lengthy
 @given(pieces, pieces)
@@ -241,6 +263,18 @@ def test_bulk_lookup_answers_rightly_or_not_at_all(script: Pieces, n: int) -> No
 @example([b"VA 17 O1 c1\r\n" + CELL + b"\r\n"], 1)
 def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, n: int) -> None:
     check_changes(script, n)
+
+
+@pytest.mark.slow
+@lengthy
+@given(pieces, st.integers(1, 3))
+@example([b"HD O1\r\nVA 17 O2 c1\r\n" + CELL + b"\r\n"], 1)
+@example([b"HD O1\r\n", b"EX O1\r\n", b"VA 0 O2 c7 W\r\n\r\n"], 2)
+@example([b"HD O1\r\n", b"VA 17 O1 c1\r\n" + CELL + b"\r\n"], 1)
+@example([b"SERVER_ERROR out of memory\r\nVA 17 O2 c1\r\n" + CELL + b"\r\n"], 1)
+@example([b"VA 17 O2 c1\r\n" + CELL + b"\r\n"], 1)
+def test_a_lookup_behind_sent_fills_answers_rightly_or_not_at_all(script: Pieces, n: int) -> None:
+    check_sent_fills(script, n)
 
 
 @pytest.mark.slow
@@ -303,7 +337,10 @@ faults = st.builds(
 
 
 class Server:
-    """Answers each lookup with a value that names its key, on a line where replies get lost, doubled, cut and late."""
+    """Takes fills, and answers each lookup with a value that names its key.
+
+    On the line replies get lost, doubled, cut and late.
+    """
 
     def __init__(self, faults_: Sequence[Fault]) -> None:
         self.faults = list(faults_)
@@ -312,8 +349,10 @@ class Server:
 
     def sendall(self, request: bytes) -> None:
         for line in request.splitlines():
-            _, key, _, _, tag, *_ = line.split(b" ")
-            reply = b"VA 25 %b c7\r\n\x01%b\r\n" % (tag, key[:24])
+            if not line.startswith((b"mg", b"ms")):
+                continue  # the value of a fill
+            command, key, _, _, tag, *_ = line.split(b" ")
+            reply = b"HD %b\r\n" % tag if command == b"ms" else b"VA 25 %b c7\r\n\x01%b\r\n" % (tag, key[:24])
             fault = self.faults.pop(0) if self.faults else Fault("none", 0)
             at = fault.at % len(reply)
             late, self.held_back = self.held_back, b""
@@ -343,8 +382,8 @@ class Server:
 
 @pytest.mark.slow
 @lengthy
-@given(st.lists(faults, max_size=30), st.lists(st.integers(0, 4), min_size=1, max_size=20))
-def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[int]) -> None:
+@given(st.lists(faults, max_size=30), st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
+def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[tuple[int, bool]]) -> None:
     line = Server(faults_)
     backend = MemcachedBackend({"servers": ["scripted:1"], "timeout_s": 5.0, "retry_s": 0.0})
 
@@ -353,7 +392,10 @@ def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[
         return MemcachedConnection(line)
 
     backend._nodes[0]._dial = dial
-    for number in order:
+    for number, after_a_fill in order:
+        if after_a_fill:
+            connection = backend._nodes[0].connection(time.monotonic())
+            backend.send_fills([Fill(KEYS[4 - number], Lease(b"5", connection), CELL, 60.0)], lambda _: None)
         entry = backend.lookup(KEYS[number])
         if isinstance(entry, bytes) and not any(fault.kind == "garble" for fault in faults_):
             assert entry[1:] == backend._wire(KEYS[number])[0]
@@ -374,3 +416,4 @@ def test_corpus(path: Path, size: int) -> None:
     for n in (1, 2, 3):
         check_lookup_multi(script, n)
         check_changes(script, n)
+        check_sent_fills(script, n)

@@ -106,20 +106,20 @@ def test_every_step_is_a_stop(backend: str, request: pytest.FixtureRequest) -> N
     read, told = "join a flight, take off, SELECT", "end the flight, land"
     expected = {
         "memory": {
-            "resolve": f"look into the memory, ask, lookup, {read}, fill_multi, {told}",
-            "resolve many": f"ask, lookup_multi, lookup, {read}, fill_multi, {told}",
+            "resolve": f"look into the memory, ask, lookup, {read}, send_fills, {told}",
+            "resolve many": f"ask, lookup_multi, lookup, {read}, send_fills, {told}",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, INSERT, COMMIT, settle_multi",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, INSERT, COMMIT, settle_multi",
         },
         "memcached": {
-            "resolve": f"ask, lookup, mg, {read}, fill_multi, ms, {told}",
-            "resolve many": f"ask, lookup_multi, mg, {read}, fill_multi, ms, {told}",
+            "resolve": f"ask, lookup, mg, {read}, send_fills, {told}, ms",
+            "resolve many": f"ask, lookup_multi, mg, {read}, send_fills, {told}, ms",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, ms, INSERT, COMMIT, settle_multi, ms",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, ms, INSERT, COMMIT, settle_multi, md",
         },
         "redis": {
-            "resolve": f"ask, lookup, SET, {read}, fill_multi, EVALSHA, {told}",
-            "resolve many": f"ask, lookup_multi, SET, {read}, fill_multi, EVALSHA, {told}",
+            "resolve": f"ask, lookup, SET, {read}, send_fills, EVALSHA, {told}",
+            "resolve many": f"ask, lookup_multi, SET, {read}, send_fills, EVALSHA, {told}",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
         },

@@ -113,10 +113,10 @@ def test_writer_that_could_not_settle_takes_its_fence_away_as_soon_as_it_can(
             directory.move_instance(uuid, THERE)
             directory.deliver_invalidations()
         assert directory.resolve_cell(uuid).uuid == THERE
-        assert directory.stats().fills_stored == 0  # the fence stands
+        assert directory.stats().fills == 0  # the fence stands
         directory.deliver_invalidations()
         assert directory.resolve_cell(uuid).uuid == THERE
-        assert directory.stats().fills_stored == 1
+        assert directory.stats().fills == 1
         assert rows(site) == 0
         directory.close()
 

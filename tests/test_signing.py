@@ -57,7 +57,7 @@ def check_refused_once(site: Site, reader: CellDirectory, instance: str, cell: s
     assert stored(site, instance) != refused
     assert [reader.resolve_cell(instance).uuid for _ in range(3)] == [cell] * 3
     last = reader.stats()
-    assert (last.undecodable - after.undecodable, last.fills_stored - before.fills_stored) == (0, 1)
+    assert (last.undecodable - after.undecodable, last.fills - before.fills) == (0, 1)
     assert last.hits - after.hits >= 2
 
 
@@ -94,8 +94,9 @@ def test_signed_entry_is_16_bytes_longer(site: Site) -> None:
     directory = site.open(signing_key=OLD)
     (instance,) = mapped(directory, HERE)
     unmapped = new_uuids(1)[0]
-    with pytest.raises(InstanceNotMapped):
-        directory.resolve_cell(unmapped)
+    for _ in range(2):  # the second time, what the first has sent has arrived
+        with pytest.raises(InstanceNotMapped):
+            directory.resolve_cell(unmapped)
     for key, value in ((instance, encode(HERE)), (unmapped, NOT_MAPPED)):
         entry = stored(site, key)
         assert entry is not None
@@ -131,7 +132,8 @@ def test_answer_that_an_instance_is_not_mapped_cannot_be_moved_either(site: Site
     directory = site.open(signing_key=OLD)
     (instance,) = mapped(directory, HERE)
     unmapped = new_uuids(1)[0]
-    assert directory.resolve_cells([unmapped]) == {}
+    for _ in range(2):  # the second time, what the first has sent has arrived
+        assert directory.resolve_cells([unmapped]) == {}
     nothing = stored(site, unmapped)
     assert nothing is not None
     for forged in (nothing, NOT_MAPPED):
@@ -184,7 +186,8 @@ def test_signed_entry_is_refused_once_signing_is_off(site: Site) -> None:
     directory = site.open(signing_key=OLD)
     instances = mapped(directory, HERE, THERE)
     (unmapped,) = new_uuids(1)
-    assert directory.resolve_cells([unmapped]) == {}
+    for _ in range(2):  # the second time, what the first has sent has arrived
+        assert directory.resolve_cells([unmapped]) == {}
     reader = site.open()
     check_refused_once(site, reader, instances[0], HERE)
     check_refused_once(site, reader, instances[1], THERE)
@@ -219,7 +222,7 @@ def test_in_bulk_only_what_verifies_is_a_hit(site: Site) -> None:
     for _ in range(2):
         assert cells_of(reader, instances) == [HERE, THERE] * 600
     stats = reader.stats()
-    assert (stats.undecodable, stats.fills_stored) == (30, 30)
+    assert (stats.undecodable, stats.fills) == (30, 30)
     assert stats.hits >= 1170 + 1170 + 1200
 
 
@@ -297,7 +300,7 @@ def test_keys_are_rotated_without_a_wrong_answer_or_a_lost_hit(site: Site, step:
     for writer in (behind, ahead):
         written = mapped(writer, HERE, THERE)
         (missing,) = new_uuids(1)
-        for reader in (behind, ahead, writer):
+        for reader in (behind, behind, ahead, writer):  # the second time, what the first has sent has arrived
             assert [reader.resolve_cell(instance).uuid for instance in written] == [HERE, THERE]
             assert reader.resolve_cells([*written, missing]).keys() == set(written)
         writer.move_instance(written[0], THERE)
@@ -305,7 +308,7 @@ def test_keys_are_rotated_without_a_wrong_answer_or_a_lost_hit(site: Site, step:
             assert reader.resolve_cell(written[0]).uuid == THERE
             assert reader.region.get(written[0]) == THERE
         writer.prune(written[1:])
-        for reader in (behind, ahead):
+        for reader in (behind, behind, ahead):
             assert reader.resolve_cells(written).keys() == {written[0]}
     statistics = [directory.stats() for directory in (behind, ahead)]
     assert [stats.undecodable for stats in statistics] == [0, 0]

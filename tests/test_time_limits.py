@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from cellcache.backends.memcached import MemcachedBackend
-from cellcache.protocol import Absent
+from cellcache.protocol import Absent, Fill, Lease
 from tests.scripted import MemcachedConnection, RedisConnection, memcached, redis
 
 LIMIT_S = 5.0
@@ -162,6 +162,27 @@ def test_so_does_a_bulk_lookup_on_many_nodes_that_are_all_in_trouble(seconds: fl
     began = clock.now
     assert set(backend.lookup_multi(keys)) == {Absent.UNREACHABLE}
     assert clock.now - began <= LIMIT_S * 1.01  # a millisecond for each node at the end
+
+
+@pytest.mark.parametrize("nodes", [1, 8])
+@pytest.mark.parametrize("request_", ["lookup", "lookup_multi", "fence_multi"])
+def test_a_fill_that_is_not_answered_costs_the_next_request_one_limit(nodes: int, request_: str, clock: Clock) -> None:
+    backend: Any = MemcachedBackend({"servers": [f"scripted:{n}" for n in range(1, nodes + 1)], "timeout_s": LIMIT_S})
+    for node in backend._nodes:
+        node._dial = dialled_in(0.0, clock, "memcached")
+    keys = [str(UUID(int=number)) for number in range(100)]
+    nodes_of = [backend._wire(key)[1] for key in keys]
+    leases = [Lease(b"1", node.connection(clock.now)) for node in nodes_of]
+    began = clock.now
+    backend.send_fills([Fill(key, lease, b"value", 60.0) for key, lease in zip(keys, leases, strict=True)], _ignore)
+    assert clock.now == began
+    getattr(backend, request_)(keys[0] if request_ == "lookup" else keys)
+    assert clock.now - began <= LIMIT_S * 1.01
+    assert backend.errors == (1 if request_ == "lookup" else nodes)
+
+
+def _ignore(_refused: int) -> None:
+    """Nobody asks."""
 
 
 @pytest.mark.parametrize("kind", ["memcached", "redis"])

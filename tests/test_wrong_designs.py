@@ -22,7 +22,7 @@ PLAIN = {"dogpile.cache.pymemcache": "memcached", "dogpile.cache.redis": "redis_
 OURS = {"cellcache.memcached": "memcached", "cellcache.redis": "redis"}
 NEEDS = {name: "memcached" if "memcache" in name else "redis" for name in (*PLAIN, *OURS)}
 
-FILL = ("set", "fill_multi")  # the step in which a reader stores what it has read: in that design, in ours
+FILL = ("set", "send_fills")  # the step in which a reader stores what it has read: in that design, in ours
 AFTER_COMMIT = ("set", "delete", "settle_multi")  # the step in which a writer tells the cache of its commit
 END = None
 

@@ -186,7 +186,7 @@ class Worker:
     def _watch_the_cache(self) -> None:
         """Record which instances a cache node did not confirm, die on request after a commit, dawdle before a fill."""
         backend: Any = self._directory._backend
-        fence_multi, settle_multi, fill_multi = backend.fence_multi, backend.settle_multi, backend.fill_multi
+        fence_multi, settle_multi, send_fills = backend.fence_multi, backend.settle_multi, backend.send_fills
 
         def fence(keys: Sequence[str]) -> list[Fence]:
             self._doing.changed.update(keys)
@@ -204,16 +204,15 @@ class Worker:
             self._note_unreached([one.key for one, done in zip(settlements, confirmed, strict=True) if not done])
             return confirmed
 
-        def fill(fills: Sequence[Fill]) -> list[bool]:
+        def fill(fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
             if random.random() < 0.1:
                 time.sleep(0.1)  # as a process may pause at any moment; here it matters most
             if not self._plan.sabotage:
-                stored: list[bool] = fill_multi(fills)
-                return stored
-            backend.store_multi({fill.key: fill.value for fill in fills})
-            return [True] * len(fills)
+                send_fills(fills, refused)
+            else:
+                backend.store_multi({fill.key: fill.value for fill in fills})
 
-        backend.fence_multi, backend.settle_multi, backend.fill_multi = fence, settle, fill
+        backend.fence_multi, backend.settle_multi, backend.send_fills = fence, settle, fill
 
     def _note_unreached(self, keys: Sequence[str]) -> None:
         op = getattr(self._doing, "op", None)  # None in the directory's own thread, which delivers what writes left

@@ -73,11 +73,10 @@ def _omit_fence(_world: CellcacheWorld, process: Process) -> None:
 
 
 def _fill_by_set(_world: CellcacheWorld, process: Process) -> None:
-    def fill(fills: Sequence[Fill]) -> list[bool]:
+    def fill(fills: Sequence[Fill], _refused: Callable[[int], object]) -> None:
         _store(process, {one.key: one.value for one in fills})
-        return [True] * len(fills)
 
-    _replace(process, "fill_multi", fill)
+    _replace(process, "send_fills", fill)
 
 
 def _settle_by_set(world: CellcacheWorld, process: Process) -> None:
@@ -110,10 +109,10 @@ def _use_any_connection(request: str, _world: CellcacheWorld, process: Process) 
     def locate_without_holders(keys: Sequence[str], holders: Sequence[object] | None = None) -> Any:
         return locate(keys, None if getattr(here, "asking", False) else holders)
 
-    def ask(what: Any) -> Any:
+    def ask(*what: Any) -> Any:
         here.asking = True
         try:
-            return method(what)
+            return method(*what)
         finally:
             here.asking = False
 
@@ -128,7 +127,7 @@ def _store(process: Process, values: Mapping[str, bytes]) -> None:
     backend.store_multi(values)
 
 
-def _replace(process: Process, request: str, by: Callable[[Any], Any]) -> None:
+def _replace(process: Process, request: str, by: Callable[..., Any]) -> None:
     setattr(process.directory._backend, request, by)
 
 
@@ -171,9 +170,9 @@ MUTATIONS = [
         Scenario(("resolve", "prune", "resolve"), faults=frozenset({"restart"})),
         "stale read",
         backends=("memcached",),
-        applied=partial(_in_each, partial(_use_any_connection, "fill_multi")),
+        applied=partial(_in_each, partial(_use_any_connection, "send_fills")),
         most_switches=2,
-        way=((0, "fill_multi"), (1, None), "restart", (2, "join a flight"), (0, None), (2, None)),
+        way=((0, "send_fills"), (1, None), "restart", (2, "join a flight"), (0, None), (2, None)),
     ),
     Mutation(
         "the format's version stands in the key",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,9 +21,9 @@ from cellcache.backends.node import Node
 from cellcache.flights import Flight, Flights, beginning
 from cellcache.protocol import Fence
 from cellcache.store import Store
-from tests.interleavings.scheduler import Kind, Operation, current, stop
+from tests.interleavings.scheduler import Abandoned, Kind, Operation, current, stop
 
-REQUESTS = ("lookup", "lookup_multi", "fill_multi", "fence_multi", "settle_multi", "invalidate_multi")
+REQUESTS = ("lookup", "lookup_multi", "send_fills", "fence_multi", "settle_multi", "invalidate_multi")
 
 
 class RowLock:
@@ -129,11 +131,15 @@ def _put_before(owner: object, name: str, work: Callable[[], None]) -> None:
 def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
     backend = directory._backend
 
-    def stopping(name: str, request: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def ask(what: Any) -> Any:
+    def stopping(name: str, request: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*what: Any) -> Any:
             stop(kind, name)
-            answer = request(what)
             operation = current()
+            if operation is not None:
+                operation.does_not_wait = name == "send_fills"
+            answer = request(*what)
+            if operation is not None:
+                operation.does_not_wait = False
             if operation is not None and name == "fence_multi":
                 fences: list[Fence] = answer
                 operation.unfenced = not all(fence.confirmed for fence in fences)
@@ -151,6 +157,7 @@ def _stop_at_wire(node: Node[Any]) -> None:
 
     def stopping(request: Callable[..., Any]) -> Callable[..., Any]:
         def send(message: bytes, *rest: Any, **more: Any) -> Any:
+            land_late()
             stop("cache", _words(message))
             return request(message, *rest, **more)
 
@@ -158,11 +165,43 @@ def _stop_at_wire(node: Node[Any]) -> None:
 
     def dial_and_stop(within_s: float) -> Any:
         connection = dial(within_s)
-        for name in ("send", "ask"):
-            setattr(connection, name, stopping(getattr(connection, name)))
+        send_now, ask_now = stopping(connection.send), stopping(connection.ask)
+        arrive = partial(_arrive, connection, connection.send)
+
+        def send(message: bytes) -> None:
+            operation = current()
+            if operation is not None and operation.does_not_wait:
+                operation.late.append(partial(arrive, message))
+            else:
+                send_now(message)
+
+        connection.send, connection.ask = send, ask_now
         return connection
 
     node._dial = dial_and_stop
+
+
+def land_late() -> None:
+    """Let what the operation has sent without waiting arrive: it is on its way for as long as it can be.
+
+    That is until the operation is over, or sends something more, which arrives behind it.
+    """
+    operation = current()
+    while operation is not None and operation.late:
+        operation.late.pop(0)()
+
+
+def _arrive(connection: Any, send: Callable[[bytes], None], message: bytes) -> None:
+    try:
+        stop("cache", _words(message))
+    except Abandoned:
+        connection._owed.clear()  # the thread and its connection go on to serve another schedule
+        raise
+    with suppress(OSError):  # the server has restarted
+        send(message)
+        answered = select.poll()
+        answered.register(connection._sock, select.POLLIN)
+        answered.poll()
 
 
 def _words(message: bytes) -> str:

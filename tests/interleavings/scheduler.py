@@ -63,6 +63,8 @@ class Operation:
         self.abandoned = False
         self.unfenced = False  # a writer whose cache node did not confirm the fence
         self.rolled_back = False
+        self.does_not_wait = False  # for the answers to what it sends now
+        self.late: list[Callable[[], None]] = []  # what it has sent so, and has not arrived yet
         self._failure: BaseException | None = None
         self._may_go = threading.Semaphore(0)
         self._has_stopped = threading.Semaphore(0)

@@ -20,7 +20,7 @@ from cellcache.store import Store
 from cellcache.tables import cache_invalidation, instance_mapping, metadata
 from tests.interleavings.caches import Cache, Entry, MemcachedCache, MemoryCache, QuickMemcached, RedisCache
 from tests.interleavings.operations import OPERATIONS, PROJECT
-from tests.interleavings.processes import Process, RowLock, stops_in_flights
+from tests.interleavings.processes import Process, RowLock, land_late, stops_in_flights
 from tests.interleavings.scheduler import Operation
 from tests.servers import Redis
 
@@ -194,7 +194,14 @@ class CellcacheWorld(World):
 
     def operation(self, name: str, process: int, thread: int, cell_uuid: str) -> Operation:
         where, key, call = self.processes[process], self.key, OPERATIONS[name]
-        operation = Operation(name, where.threads[thread], lambda: call(where.directory, key, cell_uuid))
+
+        def run() -> object:
+            try:
+                return call(where.directory, key, cell_uuid)
+            finally:
+                land_late()
+
+        operation = Operation(name, where.threads[thread], run)
         self._process_of[operation] = where
         return operation
 
