@@ -20,6 +20,7 @@ from __future__ import annotations
 import secrets
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
@@ -102,19 +103,20 @@ class MemcachedBackend(LeasingBackend):
         if connection is None:
             return Absent.UNREACHABLE
         try:
-            return self._get(node, connection, wire, began)
-        except ConnectionError as error:
-            connection = node.broke(connection, error, began)
-            if connection is None:
-                return Absent.UNREACHABLE
+            try:
+                return self._get(node, connection, wire, began)
+            except ConnectionError as error:
+                another = node.broke(connection, error, began)
+                if another is None:
+                    return Absent.UNREACHABLE
+                connection = another
+                return self._get(node, connection, wire, began)
         except OSError as error:
             node.failed(connection, error)
             return Absent.UNREACHABLE
-        try:
-            return self._get(node, connection, wire, began)
-        except OSError as error:
-            node.failed(connection, error)
-            return Absent.UNREACHABLE
+        except BaseException:
+            node.interrupted(connection)
+            raise
 
     def _get(self, node: Node[Connection], connection: Connection, wire: bytes, began: float) -> bytes | Lease | Absent:
         tag = b"O%d" % connection.opaque()
@@ -161,9 +163,10 @@ class MemcachedBackend(LeasingBackend):
             super().send_fills(fills, refused)
             return
         wanted, compose = self._fills(fills)
-        sent = self._send_from(0, wanted, compose)
-        for node, connection, batch, tag in sent:
-            connection.owe(len(batch), partial(_count_refused, refused, node, tag))
+        with _closed_if_interrupted(wanted):
+            sent = self._send_from(0, wanted, compose)
+            for node, connection, batch, tag in sent:
+                connection.owe(len(batch), partial(_count_refused, refused, node, tag))
         refused(len(fills) - sum(len(batch) for _, _, batch, _ in sent))
 
     def _fills(self, fills: Sequence[Fill]) -> tuple[_Wanted, _Compose]:
@@ -288,19 +291,20 @@ class MemcachedBackend(LeasingBackend):
         read, an OSError, is a failure of the node.
         """
         left_s = self._timeout_s - wanted.spent_s
-        for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
-            sent = self._send_from(start, wanted, compose)
-            deadline = monotonic() + left_s
-            for node, connection, batch, tag in sent:
-                try:
-                    replies = connection.replies(len(batch), deadline=deadline)
-                    node.errors += _refusals(replies, tag)
-                    found = read(replies, connection)
-                except OSError as error:
-                    node.failed(connection, error)
-                    continue
-                yield batch, found
-            left_s = self._timeout_s
+        with _closed_if_interrupted(wanted):
+            for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
+                sent = self._send_from(start, wanted, compose)
+                deadline = monotonic() + left_s
+                for node, connection, batch, tag in sent:
+                    try:
+                        replies = connection.replies(len(batch), deadline=deadline)
+                        node.errors += _refusals(replies, tag)
+                        found = read(replies, connection)
+                    except OSError as error:
+                        node.failed(connection, error)
+                        continue
+                    yield batch, found
+                left_s = self._timeout_s
 
     def _send_from(self, start: int, wanted: _Wanted, compose: _Compose) -> list[_Sent]:
         """Send the next 1,000 requests of every node."""
@@ -365,6 +369,16 @@ class MemcachedBackend(LeasingBackend):
             return b"".join([_remove(wires[at], tag, _token(doomed[at][1])) for at in chosen])
 
         return [doomed[at][0] for at, reply in self._outcomes(wanted, compose) if reply.words[0] in {b"HD", b"NF"}]
+
+
+@contextmanager
+def _closed_if_interrupted(wanted: _Wanted) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for node, connection, _ in wanted.nodes:
+            node.interrupted(connection)
+        raise
 
 
 def _send(connection: Connection, compose: _Compose, positions: Sequence[int], tag: bytes) -> None:

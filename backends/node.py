@@ -21,6 +21,8 @@ from .stream import reason
 
 log = logging.getLogger("cellcache.backends")
 
+_NONE = -1  # the generation of a connection that nobody may use
+
 
 class Closable(Protocol):
     """What a node must know of a connection to its server."""
@@ -79,12 +81,23 @@ class Node(Generic[Connection]):
         except OSError as error:
             self.failed(connection, error)
             return None
+        except BaseException:
+            self.interrupted(connection)
+            raise
         return connection if idle else self._replace(connection, began)
 
     def failed(self, connection: Connection, error: OSError) -> None:
         """Close a connection that did not do what was asked, retire all others, and let the node rest a while."""
         self._retire(connection)
         self._rest(error)
+
+    def interrupted(self, connection: Connection) -> None:
+        """Close a connection whose caller was interrupted, by Ctrl-C or a time-out of gevent's: a reply may yet come.
+
+        Its next request would take that for an answer. The server is not to blame, so nobody else goes without it.
+        """
+        connection.close()
+        connection.generation = _NONE
 
     def broke(self, connection: Connection, error: OSError, began: float) -> Connection | None:
         """Replace a connection that broke so soon after a request that it had most likely been closed before it.

@@ -82,6 +82,9 @@ class RedisBackend(LeasingBackend):
         except OSError as error:
             self._node.failed(connection, error)
             return Absent.UNREACHABLE
+        except BaseException:
+            self._node.interrupted(connection)
+            raise
         self._node.errors += isinstance(reply, Refusal)
         return self._entry(reply, token, connection)
 
@@ -238,6 +241,9 @@ class RedisBackend(LeasingBackend):
             except OSError as error:
                 self._node.failed(connection, error)
                 break
+            except BaseException:
+                self._node.interrupted(connection)
+                raise
         return None, []
 
     def _probe(self, connection: Connection) -> None:

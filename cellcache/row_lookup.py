@@ -50,5 +50,8 @@ class RowLookup:
                 connection.invalidate(error)
                 raise Disconnected(error) from error
             raise
+        except BaseException:  # interrupted: the answer may yet come, and the next to ask would be given it
+            connection.invalidate()
+            raise
         finally:
             connection.close()
