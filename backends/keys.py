@@ -67,3 +67,7 @@ class Placement:
 
     def node_of(self, raw: bytes) -> int:
         return self._table[crc32(raw) % _SLOTS]
+
+    def nodes_of(self, raws: Sequence[bytes]) -> list[int]:
+        table = self._table
+        return [table[crc32(raw) % _SLOTS] for raw in raws]

@@ -274,10 +274,10 @@ class MemcachedBackend(LeasingBackend):
         """Return for each node which of the keys live on it."""
         if self._node is not None:
             return {self._node: range(len(raws))}
-        positions: dict[Node[Connection], list[int]] = {}
-        for position, at in enumerate(map(self._placement.node_of, raws)):
-            positions.setdefault(self._nodes[at], []).append(position)
-        return dict(positions)
+        positions: list[list[int]] = [[] for _ in self._nodes]
+        for position, at in enumerate(self._placement.nodes_of(raws)):
+            positions[at].append(position)
+        return {node: chosen for node, chosen in zip(self._nodes, positions, strict=True) if chosen}
 
     def _outcomes(self, wanted: _Wanted, compose: _Compose) -> Iterator[tuple[int, Reply]]:
         """Send one change for each position; yield those that were answered, with what became of them."""
@@ -409,14 +409,13 @@ def _remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
 def _refusals(replies: Sequence[AnyReply], tag: bytes) -> int:
     """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
     refusals = 0
-    for reply in replies:
-        if isinstance(reply, Reply):
-            if reply.words[0] == b"SERVER_ERROR":
-                refusals += 1
-            elif tag not in reply.words and reply.words[0] != b"EN":
-                raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
-        elif reply[0] != tag:
+    for reply in [reply for reply in replies if reply[0] != tag]:  # a hit and a grant, which most are, begin with it
+        if not isinstance(reply, Reply):
             raise Garbled("the reply to another request")
+        if reply.words[0] == b"SERVER_ERROR":
+            refusals += 1
+        elif tag not in reply.words and reply.words[0] != b"EN":
+            raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
     return refusals
 
 
