@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cellcache.codec import FENCE, LEASE, MARK
@@ -111,21 +112,32 @@ class RedisBackend(LeasingBackend):
         return values
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
-        # A lease of another connection is let go: that server may have been demoted and promoted in between.
-        connection = self._node.connection(time.monotonic())
-        usable = [position for position, fill in enumerate(fills) if fill.lease.connection is connection]
+        usable = _granted_over(self._node.connection(time.monotonic()), fills)
         stored = [False] * len(fills)
 
         def compose(connection: Connection, positions: range) -> bytes:
-            chosen = [fills[usable[position]] for position in positions]
-            return b"".join([
-                _script(connection.fill, connection, key, lease.token, value, _milliseconds(ttl_s))
-                for key, lease, value, ttl_s in chosen
-            ])  # fmt: skip
+            return _fills(connection, [fills[usable[position]] for position in positions])
 
         for position, reply, _ in self._converse(len(usable), compose):
             stored[usable[position]] = reply == 1
         return stored
+
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        connection = self._node.connection(time.monotonic())
+        usable = _granted_over(connection, fills)
+        if connection is None or not usable or len(fills) > _AT_ONCE:
+            super().send_fills(fills, refused)
+            return
+        try:
+            connection.send(_fills(connection, [fills[position] for position in usable]))
+            connection.owe(len(usable), partial(self._count_refused, refused))
+            refused(len(fills) - len(usable))
+        except OSError as error:
+            self._node.failed(connection, error)
+            refused(len(fills))
+        except BaseException:
+            self._node.interrupted(connection)
+            raise
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         mark = FENCE + secrets.token_bytes(8)
@@ -204,6 +216,12 @@ class RedisBackend(LeasingBackend):
             return b""  # nothing of ours, whatever it is: the caller cannot decode it, and has it removed
         return Absent.UNREACHABLE
 
+    def _count_refused(self, refused: Callable[[int], object], replies: Sequence[Reply]) -> None:
+        if not all(isinstance(reply, int | Refusal) for reply in replies):
+            raise Garbled("a value in reply to a fill")
+        self._node.errors += sum(isinstance(reply, Refusal) for reply in replies)
+        refused(sum(reply != 1 for reply in replies))
+
     def _confirmed(self, total: int, compose: _Compose) -> list[bool]:
         confirmed = [False] * total
         for position, reply, _ in self._converse(total, compose):
@@ -261,6 +279,18 @@ def _script(sha: bytes, connection: Connection, key: str, *arguments: bytes) -> 
         sha,
         bulks(connection.prefix + raw_key(key), *arguments),
     )
+
+
+def _granted_over(connection: Connection | None, fills: Sequence[Fill]) -> list[int]:
+    """Return whose lease is still good: on another connection that server may have been demoted and promoted since."""
+    return [position for position, fill in enumerate(fills) if fill.lease.connection is connection]
+
+
+def _fills(connection: Connection, fills: Sequence[Fill]) -> bytes:
+    return b"".join([
+        _script(connection.fill, connection, key, lease.token, value, _milliseconds(ttl_s))
+        for key, lease, value, ttl_s in fills
+    ])  # fmt: skip
 
 
 def _settlement(connection: Connection, settlement: Settlement) -> bytes:

@@ -43,7 +43,7 @@ class Statistics:
     fills_refused: int
     """Those of the fills that were not stored, because a writer or another reader had come in between.
 
-    With memcached nobody waits for that: it is counted by the next request of the same thread.
+    Nobody waits to hear of that: it is counted by the next request of the same thread.
     """
     fences: int
     """Entries that writers fenced."""

@@ -136,37 +136,33 @@ def test_killed_server_is_back_after_its_start(server: Memcached | Redis, cache:
     assert isinstance(backend.lookup(key), Lease)
 
 
-@pytest.mark.needs("memcached")
-def test_nobody_waits_for_a_stopped_memcached_to_take_a_fill(memcached: Memcached) -> None:
-    cache, key = MemcachedCache([memcached]), new_key()
-    backend = cache.backend()
+def test_nobody_waits_for_a_stopped_server_to_take_a_fill(
+    server: Memcached | Redis, cache: MemcachedCache | RedisCache
+) -> None:
+    backend, key = cache.backend(), new_key()
     lease = leased(backend, key)
-    memcached.suspend()
+    server.suspend()
     backend.send_fills([Fill(key, lease, VALUE, 60)], lambda _: None)
     assert backend.errors == 0  # to wait would have ended in a time-out
-    memcached.resume()
+    server.resume()
     assert backend.lookup(key) == VALUE
-    cache.close()
 
 
-@pytest.mark.parametrize("request_", ["lookup", "fence"])
-@pytest.mark.needs("memcached")
-def test_a_fill_that_was_lost_with_its_memcached_costs_no_later_request_anything(
-    memcached: Memcached, request_: str
+@pytest.mark.parametrize("next_request", ["lookup", "fence"])
+def test_a_fill_that_was_lost_with_its_server_costs_no_later_request_anything(
+    server: Memcached | Redis, cache: MemcachedCache | RedisCache, next_request: str
 ) -> None:
-    cache, key, refused = MemcachedCache([memcached]), new_key(), list[int]()
-    backend = cache.backend()
+    backend, key, refused = cache.backend(), new_key(), list[int]()
     lease = leased(backend, key)
-    memcached.suspend()
+    server.suspend()
     backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append)
-    memcached.kill()
-    memcached.start()
-    if request_ == "lookup":
+    server.kill()
+    server.start()
+    if next_request == "lookup":
         assert isinstance(backend.lookup(key), Lease)
     else:
         assert fenced(backend, key).confirmed
     assert (backend.errors, sum(refused)) == (0, 0)
-    cache.close()
 
 
 def test_a_run_of_failures_pays_the_time_limit_once(

@@ -199,6 +199,26 @@ def check_changes(script: Pieces, n: int) -> None:
     check_confirmed(backend, backend.invalidate_multi(KEYS[:n]), ones)
 
 
+def check_sent_fills(script: Pieces, n: int) -> None:
+    """The lookup behind them gets its own reply, or none."""
+    backend, made = redis(script)
+    connection = backend._node.connection(time.monotonic())
+    refused = list[int]()
+    fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
+    backend.send_fills(fills, refused.append)
+    entry = backend.lookup(KEYS[0])
+    parsed = read(b"".join(script), n)
+    if parsed is not None and all(
+        isinstance(one, int) or str(one).startswith(("OOM", "WRONGTYPE")) for one in parsed[0]
+    ):
+        check_entries([entry], parsed[1], made[0])
+        assert entry is UNREACHABLE or sum(refused) == sum(one != 1 for one in parsed[0])
+    else:
+        assert entry is UNREACHABLE
+        assert made[0].closed
+    backend.close()
+
+
 def check_confirmed(backend: RedisBackend, said: Sequence[bool], confirmed: Sequence[bool]) -> None:
     assert all(done or not one for one, done in zip(said, confirmed, strict=True))
     backend.close()
@@ -225,6 +245,17 @@ def test_bulk_lookup_answers_rightly_or_not_at_all(script: Pieces, n: int) -> No
 @given(pieces, st.integers(1, 3))
 def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, n: int) -> None:
     check_changes(script, n)
+
+
+@pytest.mark.slow
+@lengthy
+@given(pieces, st.integers(1, 3))
+@example([b":1\r\n$17\r\n" + CELL + b"\r\n"], 1)
+@example([b":1\r\n", b":0\r\n", b"$-1\r\n"], 2)
+@example([b"-OOM command not allowed\r\n", b"$17\r\n" + CELL + b"\r\n"], 1)
+@example([b"$17\r\n" + CELL + b"\r\n", b":1\r\n"], 1)
+def test_a_lookup_behind_sent_fills_answers_rightly_or_not_at_all(script: Pieces, n: int) -> None:
+    check_sent_fills(script, n)
 
 
 @pytest.mark.slow
@@ -274,3 +305,4 @@ def test_corpus(path: Path, size: int) -> None:
     for n in (1, 2, 3):
         check_lookup_multi(script, n)
         check_changes(script, n)
+        check_sent_fills(script, n)

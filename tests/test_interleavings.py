@@ -118,8 +118,8 @@ def test_every_step_is_a_stop(backend: str, request: pytest.FixtureRequest) -> N
             "prune": "BEGIN, SELECT, DELETE, fence_multi, ms, INSERT, COMMIT, settle_multi, md",
         },
         "redis": {
-            "resolve": f"ask, lookup, SET, {read}, send_fills, EVALSHA, {told}",
-            "resolve many": f"ask, lookup_multi, SET, {read}, send_fills, EVALSHA, {told}",
+            "resolve": f"ask, lookup, SET, {read}, send_fills, {told}, EVALSHA",
+            "resolve many": f"ask, lookup_multi, SET, {read}, send_fills, {told}, EVALSHA",
             "move": "BEGIN, SELECT, SELECT, UPDATE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
             "prune": "BEGIN, SELECT, DELETE, fence_multi, SET, INSERT, COMMIT, settle_multi, EVALSHA",
         },
