@@ -86,7 +86,8 @@ METHOD = (
     "Where a goal was missed, a profile of some 300 further calls, or fewer if they are long, tells waiting from work: "
     "a send or a receive is waiting, with all that the kernel does in it. The profiler lengthens the work and not the "
     "waits, whose share is larger without it.",
-    "Round trips are counted by a proxy: to the cache, also the fill that nobody waits for, and behind the plus sign to the database.",
+    "Round trips are counted by a proxy: to the cache, also the fill that nobody waits for, and behind the plus sign "
+    "to the database.",
     "SQL is counted by the database: statements that read or change rows, and behind the plus sign BEGIN, COMMIT, "
     "ROLLBACK and SET.",
     "Keys are drawn at random from all that are stored and made anew for every call; the garbage collector is off "
