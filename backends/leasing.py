@@ -91,6 +91,7 @@ class LeasingBackend(BytesBackend, abc.ABC):
         """
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        """Do the same, and tell `refused` how many were not stored; a backend need not wait to hear of that."""
         refused(len(fills) - sum(self.fill_multi(fills)))
 
     @abc.abstractmethod

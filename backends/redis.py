@@ -123,7 +123,7 @@ class RedisBackend(LeasingBackend):
         return stored
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
-        connection = self._node.connection(time.monotonic())
+        connection = self._node.idle_connection(time.monotonic())
         usable = _granted_over(connection, fills)
         if connection is None or not usable or len(fills) > _AT_ONCE:
             super().send_fills(fills, refused)

@@ -148,6 +148,21 @@ def test_nobody_waits_for_a_stopped_server_to_take_a_fill(
     assert backend.lookup(key) == VALUE
 
 
+def test_a_server_that_has_started_again_is_not_blamed_for_a_fill_that_it_cannot_take(
+    server: Memcached | Redis, cache: MemcachedCache | RedisCache
+) -> None:
+    backend, refused = cache.backend(), list[int]()
+    for _ in range(2):  # of two fills over a connection that is gone, the second would be an error
+        key = new_key()
+        lease = leased(backend, key)
+        server.kill()
+        server.start()
+        for _ in range(2):
+            backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append)
+        assert isinstance(backend.lookup(key), Lease)
+    assert (backend.errors, sum(refused)) == (0, 4)
+
+
 @pytest.mark.parametrize("next_request", ["lookup", "fence"])
 def test_a_fill_that_was_lost_with_its_server_costs_no_later_request_anything(
     server: Memcached | Redis, cache: MemcachedCache | RedisCache, next_request: str
