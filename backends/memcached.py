@@ -31,9 +31,10 @@ from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlemen
 
 from .keys import Placement, raw_key, raw_keys
 from .leasing import LeasingBackend
+from .meta import changes_of, entries_of, in_full, refusals_in, remove, store, token_of
 from .node import Node
-from .stream import Garbled, reason
-from .wire import AnyReply, Connection, Grant, Reply
+from .stream import reason
+from .wire import AnyReply, Connection, Reply
 
 _AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
 _TLS_RECORD = 12_000  # less than a record of TLS holds, and than memcached reads at a time: 16 KB each
@@ -129,8 +130,8 @@ class MemcachedBackend(LeasingBackend):
         if not received:
             raise ConnectionResetError("closed by the server")
         replies = connection.replies(1, received, began + self._timeout_s)
-        node.errors += _refusals(replies, tag)
-        return _entries(replies, connection)[0]
+        node.errors += refusals_in(replies, tag)
+        return entries_of(replies, connection)[0]
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return self._get_multi(keys, self._get_tail)
@@ -146,7 +147,7 @@ class MemcachedBackend(LeasingBackend):
             tail = b" b v " + tag + flags
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
-        for positions, found in self._converse(wanted, compose, _entries):
+        for positions, found in self._converse(wanted, compose, entries_of):
             for position, entry in zip(positions, found, strict=True):
                 entries[position] = entry
         return entries
@@ -174,7 +175,7 @@ class MemcachedBackend(LeasingBackend):
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join(
-                [_store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
+                [store(wires[p], fills[p].value, tag, b" C" + fills[p].lease.token, fills[p].ttl_s) for p in positions]
             )
 
         return wanted, compose
@@ -185,11 +186,11 @@ class MemcachedBackend(LeasingBackend):
         fences = [Fence(mark)] * len(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
-            return b"".join([_store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
+            return b"".join([store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
         def read(replies: Sequence[AnyReply], connection: Connection) -> list[Fence]:
-            changes = _changes(replies, connection)
-            return [Fence(mark, _token(one), connection) if one.words[0] == b"HD" else Fence(mark) for one in changes]
+            changes = changes_of(replies, connection)
+            return [Fence(mark, token_of(one), connection) if one.words[0] == b"HD" else Fence(mark) for one in changes]
 
         for positions, placed in self._converse(wanted, compose, read):
             for position, fence in zip(positions, placed, strict=True):
@@ -205,9 +206,9 @@ class MemcachedBackend(LeasingBackend):
             for position in positions:
                 _, fence, value, ttl_s = settlements[position]
                 if value is None:
-                    requests.append(_remove(wires[position], tag, fence.token))
+                    requests.append(remove(wires[position], tag, fence.token))
                 else:
-                    requests.append(_store(wires[position], value, tag, b" C" + fence.token, ttl_s))
+                    requests.append(store(wires[position], value, tag, b" C" + fence.token, ttl_s))
             return b"".join(requests)
 
         for position, reply in self._outcomes(wanted, compose):
@@ -229,7 +230,7 @@ class MemcachedBackend(LeasingBackend):
         wires, wanted = self._locate(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
-            return b"".join([_store(wires[p], bodies[p], tag, b"", self.ttl_s or 0) for p in positions])
+            return b"".join([store(wires[p], bodies[p], tag, b"", self.ttl_s or 0) for p in positions])
 
         for _ in self._outcomes(wanted, compose):
             pass
@@ -281,7 +282,7 @@ class MemcachedBackend(LeasingBackend):
 
     def _outcomes(self, wanted: _Wanted, compose: _Compose) -> Iterator[tuple[int, Reply]]:
         """Send one change for each position; yield those that were answered, with what became of them."""
-        for positions, replies in self._converse(wanted, compose, _changes):
+        for positions, replies in self._converse(wanted, compose, changes_of):
             yield from zip(positions, replies, strict=True)
 
     def _converse(self, wanted: _Wanted, compose: _Compose, read: _Read[T]) -> Iterator[tuple[Sequence[int], list[T]]]:
@@ -298,7 +299,7 @@ class MemcachedBackend(LeasingBackend):
                 for node, connection, batch, tag in sent:
                     try:
                         replies = connection.replies(len(batch), deadline=deadline)
-                        node.errors += _refusals(replies, tag)
+                        node.errors += refusals_in(replies, tag)
                         found = read(replies, connection)
                     except OSError as error:
                         node.failed(connection, error)
@@ -354,7 +355,7 @@ class MemcachedBackend(LeasingBackend):
             return b"".join([b"mg %b b v c %b\r\n" % (wires[at], tag) for at in chosen])
 
         def read(replies: Sequence[AnyReply], connection: Connection) -> list[tuple[Reply, Connection]]:
-            return [(reply, connection) for reply in _changes(replies, connection)]
+            return [(reply, connection) for reply in changes_of(replies, connection)]
 
         for chosen, seen in self._converse(wanted, compose, read):
             yield from zip([positions[at] for at in chosen], seen, strict=True)
@@ -366,7 +367,7 @@ class MemcachedBackend(LeasingBackend):
         )
 
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
-            return b"".join([_remove(wires[at], tag, _token(doomed[at][1])) for at in chosen])
+            return b"".join([remove(wires[at], tag, token_of(doomed[at][1])) for at in chosen])
 
         return [doomed[at][0] for at, reply in self._outcomes(wanted, compose) if reply.words[0] in {b"HD", b"NF"}]
 
@@ -396,71 +397,11 @@ def _send(connection: Connection, compose: _Compose, positions: Sequence[int], t
         connection.send(request)
 
 
-def _store(wire: bytes, value: bytes, tag: bytes, over: bytes, ttl_s: float) -> bytes:
-    """`over`: b" C<token>" for exactly that item, b" c" to learn the new token, b"" for neither."""
-    ttl = max(1, round(ttl_s)) if ttl_s else 0
-    return b"ms %b %d b %b%b T%d\r\n%b\r\n" % (wire, len(value), tag, over, ttl, value)
-
-
-def _remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
-    return b"md %b b %b C%b\r\n" % (wire, tag, token)
-
-
-def _refusals(replies: Sequence[AnyReply], tag: bytes) -> int:
-    """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
-    refusals = 0
-    for reply in [reply for reply in replies if reply[0] != tag]:  # a hit and a grant, which most are, begin with it
-        if not isinstance(reply, Reply):
-            raise Garbled("the reply to another request")
-        if reply.words[0] == b"SERVER_ERROR":
-            refusals += 1
-        elif tag not in reply.words and reply.words[0] != b"EN":
-            raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
-    return refusals
-
-
 def _count_refused(
     refused: Callable[[int], object], node: Node[Connection], tag: bytes, replies: Sequence[AnyReply]
 ) -> None:
-    node.errors += _refusals(replies, tag)
-    refused(sum(_in_full(reply).words[0] != b"HD" for reply in replies))
-
-
-def _in_full(reply: AnyReply) -> Reply:
-    if isinstance(reply, Reply):
-        return reply
-    raise Garbled("a cell in reply to a change")
-
-
-def _changes(replies: Sequence[AnyReply], _: Connection) -> list[Reply]:
-    return [_in_full(reply) for reply in replies]
-
-
-def _token(reply: Reply) -> bytes:
-    for word in reply.words:
-        if word.startswith(b"c"):
-            return word[1:]
-    raise Garbled("a reply without a token")
-
-
-def _entries(replies: Sequence[AnyReply], connection: Connection) -> list[bytes | Lease | Absent]:
-    return [reply[1] if type(reply) is tuple else _entry(reply, connection) for reply in replies]
-
-
-def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
-    if isinstance(reply, Grant):
-        return Lease(reply.token, connection)
-    reply = _in_full(reply)
-    words, body = reply
-    if words[0] != b"VA":
-        return Absent.UNREACHABLE
-    if words[-1] == b"W":
-        return Lease(_token(reply), connection)
-    if not body and b"Z" in words:
-        return Absent.LEASED
-    if body.startswith(FENCE):
-        return Absent.FENCED
-    return body  # also what is empty, or begins like a mark, and is none: the caller cannot decode it
+    node.errors += refusals_in(replies, tag)
+    refused(sum(in_full(reply).words[0] != b"HD" for reply in replies))
 
 
 def _address(server: str) -> str | tuple[str, int]:

@@ -189,6 +189,10 @@ def new_key() -> str:
     return str(uuid.uuid4())
 
 
+def cache_on(server: Memcached | Redis) -> MemcachedCache | RedisCache:
+    return MemcachedCache([server]) if isinstance(server, Memcached) else RedisCache(server)
+
+
 def leased(backend: CoherentBackend, key: str) -> Lease:
     """Look up what is absent; return the lease that this wins."""
     entry = backend.lookup(key)

@@ -70,6 +70,18 @@ def redis_server() -> Iterator[Redis]:
         yield server
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("memcached", marks=pytest.mark.needs("memcached")),
+        pytest.param("redis_server", marks=pytest.mark.needs("redis")),
+    ]
+)
+def cache_server(request: pytest.FixtureRequest) -> Memcached | Redis:
+    """One of the cache servers, for tests that treat both alike."""
+    chosen: Memcached | Redis = request.getfixturevalue(request.param)
+    return chosen
+
+
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     require("mariadb")

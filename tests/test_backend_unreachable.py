@@ -15,7 +15,7 @@ from dogpile.cache.api import NO_VALUE
 
 from cellcache.codec import FENCE, encode
 from cellcache.protocol import Absent, Fence, Fill, Lease, Settlement
-from tests.caches import Backend, MemcachedCache, RedisCache, eventually, fenced, leased, new_key
+from tests.caches import Backend, MemcachedCache, RedisCache, cache_on, eventually, fenced, leased, new_key
 from tests.relay import Relay
 from tests.servers import Memcached, Redis
 
@@ -25,22 +25,10 @@ VALUE, NEWER = encode("0" * 32), encode("1" * 32)
 HASTY: dict[str, Any] = {"timeout_s": 0.4, "retry_s": 0.3}
 ONCE: dict[str, Any] = {"timeout_s": 0.4, "retry_s": 3600.0}
 
-Kind = tuple[type[MemcachedCache] | type[RedisCache], Memcached | Redis]
 
-
-@pytest.fixture(
-    params=[
-        pytest.param("memcached", marks=pytest.mark.needs("memcached")),
-        pytest.param("redis_server", marks=pytest.mark.needs("redis")),
-    ]
-)
-def server(request: pytest.FixtureRequest) -> Memcached | Redis:
-    chosen: Memcached | Redis = request.getfixturevalue(request.param)
-    return chosen
-
-
-def cache_on(server: Memcached | Redis) -> MemcachedCache | RedisCache:
-    return MemcachedCache([server]) if isinstance(server, Memcached) else RedisCache(server)
+@pytest.fixture
+def server(cache_server: Memcached | Redis) -> Memcached | Redis:
+    return cache_server
 
 
 @pytest.fixture

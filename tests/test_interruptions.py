@@ -15,7 +15,7 @@ import pytest
 
 from cellcache.codec import encode
 from cellcache.protocol import Fill, Settlement
-from tests.caches import Backend, Cache, MemcachedCache, RedisCache, fenced, leased, new_key
+from tests.caches import Backend, Cache, cache_on, fenced, leased, new_key
 from tests.directories import HERE as CELL
 from tests.directories import THERE as ANOTHER
 from tests.directories import new_uuids, open_site
@@ -68,20 +68,9 @@ REQUESTS: dict[str, Callable[[Any, str], Callable[[], object]]] = {
 }
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("memcached", marks=pytest.mark.needs("memcached")),
-        pytest.param("redis_server", marks=pytest.mark.needs("redis")),
-    ]
-)
-def server(request: pytest.FixtureRequest) -> Memcached | Redis:
-    chosen: Memcached | Redis = request.getfixturevalue(request.param)
-    return chosen
-
-
 @pytest.fixture
-def cache(server: Memcached | Redis) -> Iterator[Cache]:
-    cache = MemcachedCache([server]) if isinstance(server, Memcached) else RedisCache(server)
+def cache(cache_server: Memcached | Redis) -> Iterator[Cache]:
+    cache = cache_on(cache_server)
     yield cache
     cache.close()
 
@@ -105,16 +94,16 @@ def interrupt(call: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_who_is_interrupted_gets_no_answer_to_an_earlier_question(
-    server: Memcached | Redis, cache: Cache, name: str
+    cache_server: Memcached | Redis, cache: Cache, name: str
 ) -> None:
     backend = cache.backend()
     asked, present, other = new_key(), new_key(), new_key()
     for key, value in ((present, THERE), (other, HERE)):
         assert backend.settle_multi([Settlement(key, fenced(backend, key), value, 60)]) == [True]
     call = REQUESTS[name](backend, asked)
-    server.suspend()
+    cache_server.suspend()
     interrupt(call)
-    server.resume()
+    cache_server.resume()
     cache.backend().lookup(new_key())  # by now the reply is there
     assert backend.lookup(present) == THERE
     assert backend.lookup_multi([other, present]) == [HERE, THERE]

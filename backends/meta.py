@@ -1,0 +1,71 @@
+"""Meta commands, one at a time: what is sent for a change, and what the replies mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cellcache.codec import FENCE
+from cellcache.protocol import Absent, Lease
+
+from .stream import Garbled
+from .wire import AnyReply, Connection, Grant, Reply
+
+
+def store(wire: bytes, value: bytes, tag: bytes, over: bytes, ttl_s: float) -> bytes:
+    """`over`: b" C<token>" for exactly that item, b" c" to learn the new token, b"" for neither."""
+    ttl = max(1, round(ttl_s)) if ttl_s else 0
+    return b"ms %b %d b %b%b T%d\r\n%b\r\n" % (wire, len(value), tag, over, ttl, value)
+
+
+def remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
+    return b"md %b b %b C%b\r\n" % (wire, tag, token)
+
+
+def refusals_in(replies: Sequence[AnyReply], tag: bytes) -> int:
+    """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
+    refusals = 0
+    for reply in [reply for reply in replies if reply[0] != tag]:  # a hit and a grant, which most are, begin with it
+        if not isinstance(reply, Reply):
+            raise Garbled("the reply to another request")
+        if reply.words[0] == b"SERVER_ERROR":
+            refusals += 1
+        elif tag not in reply.words and reply.words[0] != b"EN":
+            raise Garbled(f"unexpected reply {b' '.join(reply.words)[:60]!r}")
+    return refusals
+
+
+def in_full(reply: AnyReply) -> Reply:
+    if isinstance(reply, Reply):
+        return reply
+    raise Garbled("a cell in reply to a change")
+
+
+def changes_of(replies: Sequence[AnyReply], _: Connection) -> list[Reply]:
+    return [in_full(reply) for reply in replies]
+
+
+def token_of(reply: Reply) -> bytes:
+    for word in reply.words:
+        if word.startswith(b"c"):
+            return word[1:]
+    raise Garbled("a reply without a token")
+
+
+def entries_of(replies: Sequence[AnyReply], connection: Connection) -> list[bytes | Lease | Absent]:
+    return [reply[1] if type(reply) is tuple else _entry(reply, connection) for reply in replies]
+
+
+def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
+    if isinstance(reply, Grant):
+        return Lease(reply.token, connection)
+    reply = in_full(reply)
+    words, body = reply
+    if words[0] != b"VA":
+        return Absent.UNREACHABLE
+    if words[-1] == b"W":
+        return Lease(token_of(reply), connection)
+    if not body and b"Z" in words:
+        return Absent.LEASED
+    if body.startswith(FENCE):
+        return Absent.FENCED
+    return body  # also what is empty, or begins like a mark, and is none: the caller cannot decode it
