@@ -5,6 +5,7 @@ fakeredis has no INFO, and its Lua does not know the flags in a script's first l
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 import socketserver
@@ -87,7 +88,8 @@ class _Handler(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True
 
     def hang_up(self) -> None:
-        self.connection.shutdown(2)
+        with contextlib.suppress(OSError):  # its client has hung up, a reply unread
+            self.connection.shutdown(2)
 
     def handle(self) -> None:
         self.server.open.add(self)
