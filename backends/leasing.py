@@ -90,8 +90,8 @@ class LeasingBackend(BytesBackend, abc.ABC):
         What dogpile's `set` does: whoever has waited at dogpile's mutex must find the value.
         """
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
-        """Do the same, and tell `refused` how many were not stored; a backend need not wait to hear of that."""
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:  # noqa: ARG002
+        """Do the same, and tell `refused` how many were not stored; without `wait` a backend may hear of that later."""
         refused(len(fills) - sum(self.fill_multi(fills)))
 
     @abc.abstractmethod

@@ -159,9 +159,9 @@ class MemcachedBackend(LeasingBackend):
             stored[position] = reply.words[0] == b"HD"
         return stored
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
-        if len(fills) > _AT_ONCE:
-            super().send_fills(fills, refused)
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
+        if wait or len(fills) > _AT_ONCE:
+            super().send_fills(fills, refused, wait=True)
             return
         wanted, compose = self._fills(fills)
         with _closed_if_interrupted(wanted):

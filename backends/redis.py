@@ -122,11 +122,11 @@ class RedisBackend(LeasingBackend):
             stored[usable[position]] = reply == 1
         return stored
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
         connection = self._node.idle_connection(time.monotonic())
         usable = _granted_over(connection, fills)
-        if connection is None or not usable or len(fills) > _AT_ONCE:
-            super().send_fills(fills, refused)
+        if wait or connection is None or not usable or len(fills) > _AT_ONCE:
+            super().send_fills(fills, refused, wait=True)
             return
         try:
             connection.send(_fills(connection, [fills[position] for position in usable]))

@@ -96,9 +96,9 @@ class _Timed:
             return method
         what, describe = self._described[name]
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **more: Any) -> Any:
             started = time.perf_counter()
-            answer = method(*arguments)
+            answer = method(*arguments, **more)
             self._steps.append(Step(what, describe(answer), time.perf_counter() - started))
             return answer
 

@@ -26,6 +26,8 @@ class Flight(Generic[T]):
         self.keys: list[str] = []
         self.leased: set[str] = set()
         """Those whose lease somebody aboard holds, its leader or one who waits."""
+        self.followed = False
+        """Whether anybody waits for it beside its leader."""
         self._began = 0
         self._landed = threading.Event()
         self._answers: Mapping[str, T] | None = None
@@ -84,6 +86,7 @@ class Flights(Generic[T]):
                     own.keys.append(key)
                 else:
                     joined[key] = flight
+                    flight.followed = True
                 if key in leased:
                     flight.leased.add(key)
         return own, joined

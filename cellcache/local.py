@@ -53,8 +53,8 @@ class LocalLayer:
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         return self._backend.peek_multi(keys)
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
-        self._backend.send_fills(fills, refused)
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
+        self._backend.send_fills(fills, refused, wait=wait)
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         self._drop(keys)

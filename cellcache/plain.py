@@ -63,7 +63,7 @@ class PlainBackend:
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         return [entry if isinstance(entry, bytes) else None for entry in self.lookup_multi(keys)]
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:  # noqa: ARG002
         values = {fill.key: decode(fill.value) for fill in fills}
         if not self._succeeds(lambda: self._region.set_multi(values)):
             refused(len(fills))

@@ -102,11 +102,11 @@ class CoherentBackend(Protocol):
     def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values, and take no lease where there is none: for those who compare, not for readers."""
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
-        """Replace each lease by its value if that very lease still stands; need not wait for the answer.
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
+        """Replace each lease by its value if that very lease still stands.
 
-        `refused` is called with the number of those that were not stored, now or by a later request of this thread;
-        not at all for those whose connection breaks before.
+        Without `wait` this does not block for the answer. `refused` is called with the number of those that were not
+        stored, now or by a later request of this thread; not at all for those whose connection breaks before.
         """
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:

@@ -140,7 +140,8 @@ class ReadThrough:
         if rest:
             cells = {rest[0]: self._store.cell_of(rest[0])} if len(rest) == 1 else self._store.cells_of(rest)
             answers |= {key: cells.get(key) for key in rest}
-            self._fill({key: (entry, answers[key]) for key, entry in absent.items() if isinstance(entry, Lease)})
+            fills = {key: (entry, answers[key]) for key, entry in absent.items() if isinstance(entry, Lease)}
+            self._fill(fills, wait=flight.followed)  # whoever cannot take our answer will ask the cache for it
         return answers
 
     def _without_holder(self, flight: Flight[str | None], keys: Sequence[str]) -> list[str]:
@@ -164,7 +165,8 @@ class ReadThrough:
         answers = {key: landed[key][key] for key, flight in flights.items() if flight.began_after(asked_at)}
         leases = {key: entry for key in answers if isinstance(entry := entries[key], Lease)}
         self._fill(
-            {key: (lease, answers[key]) for key, lease in leases.items() if flights[key].began_after(granted_at)}
+            {key: (lease, answers[key]) for key, lease in leases.items() if flights[key].began_after(granted_at)},
+            wait=False,
         )
         # The rest were read after we asked, and perhaps before the lease was ours. A write may have come in between,
         # which such a lease has not seen: it must not be filled with that, and others should not wait for it.
@@ -196,7 +198,7 @@ class ReadThrough:
                 meaningless.append(key)
         return answers, absent | self._discard(meaningless) if meaningless else absent
 
-    def _fill(self, answers: Mapping[str, tuple[Lease, str | None]]) -> None:
+    def _fill(self, answers: Mapping[str, tuple[Lease, str | None]], *, wait: bool) -> None:
         mapped_s, not_mapped_s = self._limits.ttl_s, self._limits.negative_ttl_s
         fills = [
             Fill(key, lease, encode(cell_uuid), jittered(not_mapped_s if cell_uuid is None else mapped_s))
@@ -204,7 +206,7 @@ class ReadThrough:
         ]
         if fills:
             self._counters.fills.add_many(len(fills))
-            self._backend.send_fills(fills, self._counters.fills_refused.add_many)
+            self._backend.send_fills(fills, self._counters.fills_refused.add_many, wait=wait)
 
     def _count_misses(self, entries: Collection[Entry]) -> None:
         self._counters.misses.add_many(len(entries))

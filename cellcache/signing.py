@@ -65,9 +65,11 @@ class SignedBackend:
         entries = zip(keys, self._backend.peek_multi(keys), strict=True)
         return [None if entry is None else self._signer.verified(key, entry) for key, entry in entries]
 
-    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+    def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
         signed = self._signer.signed
-        self._backend.send_fills([fill._replace(value=signed(fill.key, fill.value)) for fill in fills], refused)
+        self._backend.send_fills(
+            [fill._replace(value=signed(fill.key, fill.value)) for fill in fills], refused, wait=wait
+        )
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         return self._backend.fence_multi(keys)

@@ -228,7 +228,7 @@ def test_sent_fills_store_each_on_its_own(backend: Backend, other: Backend) -> N
     leases = [leased(backend, key) for key in keys]
     fenced(other, keys[1])
     fills = [Fill(key, lease, OLD, 60) for key, lease in zip(keys, leases, strict=True)]
-    backend.send_fills(fills, refused.append)
+    backend.send_fills(fills, refused.append, wait=False)
     assert backend.lookup_multi(keys) == [OLD, Absent.FENCED, OLD]
     assert sum(refused) == 1
 
@@ -253,7 +253,7 @@ def test_a_sent_fill_is_in_nobodys_way(backend: Backend, key: str) -> None:
         leases = {filled: leased(backend, filled), taken: leased(backend, taken)}
         fenced(backend, taken)
         for one, lease in leases.items():  # two of them, one behind the other
-            backend.send_fills([Fill(one, lease, OLD, 60)], refused.append)
+            backend.send_fills([Fill(one, lease, OLD, 60)], refused.append, wait=False)
         assert ask()
         assert backend.lookup_multi([filled, taken]) == [OLD, Absent.FENCED]
         assert sum(refused) == 1
@@ -266,7 +266,7 @@ def test_many_fills_are_sent(backend: Backend, count: int) -> None:
     leases = [entry for entry in backend.lookup_multi(keys) if isinstance(entry, Lease)]
     values = [b"\x01%016d" % number for number in range(count)]
     fills = [Fill(*one, 60) for one in zip(keys, leases, values, strict=True)]
-    backend.send_fills(fills, refused.append)
+    backend.send_fills(fills, refused.append, wait=False)
     assert backend.lookup_multi(keys) == values
     assert sum(refused) == 0
 

@@ -57,7 +57,7 @@ def use_everything(backend: Backend) -> None:
     assert backend.lookup_multi(keys) == [Absent.UNREACHABLE] * 2
     fills, refused = [Fill(key, lease, VALUE, 60) for key in keys], list[int]()
     assert backend.fill_multi(fills) == [False] * 2
-    backend.send_fills(fills, refused.append)
+    backend.send_fills(fills, refused.append, wait=False)
     assert sum(refused) == 2
     assert not any(fence.confirmed for fence in backend.fence_multi(keys))
     assert backend.settle_multi([Settlement(key, fence, VALUE, 60) for key in keys]) == [False] * 2
@@ -130,7 +130,7 @@ def test_nobody_waits_for_a_stopped_server_to_take_a_fill(
     backend, key = cache.backend(), new_key()
     lease = leased(backend, key)
     server.suspend()
-    backend.send_fills([Fill(key, lease, VALUE, 60)], lambda _: None)
+    backend.send_fills([Fill(key, lease, VALUE, 60)], lambda _: None, wait=False)
     assert backend.errors == 0  # to wait would have ended in a time-out
     server.resume()
     assert backend.lookup(key) == VALUE
@@ -146,7 +146,7 @@ def test_a_server_that_has_started_again_is_not_blamed_for_a_fill_that_it_cannot
         server.kill()
         server.start()
         for _ in range(2):
-            backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append)
+            backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append, wait=False)
         assert isinstance(backend.lookup(key), Lease)
     assert (backend.errors, sum(refused)) == (0, 4)
 
@@ -158,7 +158,7 @@ def test_a_fill_that_was_lost_with_its_server_costs_no_later_request_anything(
     backend, key, refused = cache.backend(), new_key(), list[int]()
     lease = leased(backend, key)
     server.suspend()
-    backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append)
+    backend.send_fills([Fill(key, lease, VALUE, 60)], refused.append, wait=False)
     server.kill()
     server.start()
     if next_request == "lookup":

@@ -221,7 +221,7 @@ def check_sent_fills(script: Pieces, n: int) -> None:
     connection = backend._nodes[0].connection(time.monotonic())
     refused = list[int]()
     fills = [Fill(key, Lease(b"5", connection), CELL, 60.0) for key in KEYS[:n]]
-    backend.send_fills(fills, refused.append)
+    backend.send_fills(fills, refused.append, wait=False)
     entry = backend.lookup(KEYS[0])
     stream = b"".join(script)
     parsed = read(stream, n)
@@ -395,7 +395,9 @@ def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[
     for number, after_a_fill in order:
         if after_a_fill:
             connection = backend._nodes[0].connection(time.monotonic())
-            backend.send_fills([Fill(KEYS[4 - number], Lease(b"5", connection), CELL, 60.0)], lambda _: None)
+            backend.send_fills(
+                [Fill(KEYS[4 - number], Lease(b"5", connection), CELL, 60.0)], lambda _: None, wait=False
+            )
         entry = backend.lookup(KEYS[number])
         if isinstance(entry, bytes) and not any(fault.kind == "garble" for fault in faults_):
             assert entry[1:] == backend._wire(KEYS[number])[0]

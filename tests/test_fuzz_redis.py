@@ -205,7 +205,7 @@ def check_sent_fills(script: Pieces, n: int) -> None:
     connection = backend._node.connection(time.monotonic())
     refused = list[int]()
     fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
-    backend.send_fills(fills, refused.append)
+    backend.send_fills(fills, refused.append, wait=False)
     entry = backend.lookup(KEYS[0])
     parsed = read(b"".join(script), n)
     if parsed is not None and all(

@@ -48,7 +48,7 @@ def _send_fills_and_look(backend: Backend, key: str) -> Callable[[], object]:
     fill = Fill(key, leased(backend, key), HERE, 60)
 
     def send_and_look() -> None:
-        backend.send_fills([fill], lambda _: None)
+        backend.send_fills([fill], lambda _: None, wait=False)
         backend.fence_multi([new_key()])  # which reads the reply to the fill first
 
     return send_and_look

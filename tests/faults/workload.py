@@ -204,11 +204,11 @@ class Worker:
             self._note_unreached([one.key for one, done in zip(settlements, confirmed, strict=True) if not done])
             return confirmed
 
-        def fill(fills: Sequence[Fill], refused: Callable[[int], object]) -> None:
+        def fill(fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
             if random.random() < 0.1:
                 time.sleep(0.1)  # as a process may pause at any moment; here it matters most
             if not self._plan.sabotage:
-                send_fills(fills, refused)
+                send_fills(fills, refused, wait=wait)
             else:
                 backend.store_multi({fill.key: fill.value for fill in fills})
 

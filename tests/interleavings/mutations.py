@@ -73,7 +73,7 @@ def _omit_fence(_world: CellcacheWorld, process: Process) -> None:
 
 
 def _fill_by_set(_world: CellcacheWorld, process: Process) -> None:
-    def fill(fills: Sequence[Fill], _refused: Callable[[int], object]) -> None:
+    def fill(fills: Sequence[Fill], _refused: Callable[[int], object], **_: bool) -> None:
         _store(process, {one.key: one.value for one in fills})
 
     _replace(process, "send_fills", fill)
@@ -109,10 +109,10 @@ def _use_any_connection(request: str, _world: CellcacheWorld, process: Process) 
     def locate_without_holders(keys: Sequence[str], holders: Sequence[object] | None = None) -> Any:
         return locate(keys, None if getattr(here, "asking", False) else holders)
 
-    def ask(*what: Any) -> Any:
+    def ask(*what: Any, **more: Any) -> Any:
         here.asking = True
         try:
-            return method(*what)
+            return method(*what, **more)
         finally:
             here.asking = False
 

@@ -132,12 +132,12 @@ def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
     backend = directory._backend
 
     def stopping(name: str, request: Callable[..., Any]) -> Callable[..., Any]:
-        def ask(*what: Any) -> Any:
+        def ask(*what: Any, **more: Any) -> Any:
             stop(kind, name)
             operation = current()
             if operation is not None:
-                operation.does_not_wait = name == "send_fills"
-            answer = request(*what)
+                operation.does_not_wait = not more.get("wait", True)
+            answer = request(*what, **more)
             if operation is not None:
                 operation.does_not_wait = False
             if operation is not None and name == "fence_multi":
