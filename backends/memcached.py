@@ -374,6 +374,7 @@ class MemcachedBackend(LeasingBackend):
 
 @contextmanager
 def _closed_if_interrupted(wanted: _Wanted) -> Iterator[None]:
+    """Leave no reply unread where nobody will come for it: failures of a node are handled inside, so this is none."""
     try:
         yield
     except BaseException:
