@@ -52,10 +52,16 @@ class Cells:
                 self.refresh()
 
     def refresh(self) -> None:
-        """Read all cells again; connections to a database that no cell names any more are closed."""
+        """Read all cells again, or leave what a later read of another thread has brought meanwhile.
+
+        Connections to a database that no cell names any more are closed.
+        """
         refresh_began = beginning()
         cells = {cell.uuid: cell for cell in self._store.cells()}
         with self._lock:
+            # A reads, B changes a cell, reads and is done, A comes to this line: A's cells are from before the change.
+            if refresh_began < self._refresh_began:
+                return
             self._by_uuid, self._refresh_began = cells, refresh_began
             by_value: dict[object, CellMapping] = {encode(uuid): cell for uuid, cell in cells.items()}
             self.by_value.update(by_value)
