@@ -42,15 +42,19 @@ class Maintenance:
         self._thread = None
 
     def _run(self, stop: threading.Event) -> None:
-        refresh_at = time.monotonic() + self._refresh_s
+        deliver_at, refresh_at = time.monotonic() + _until_next_pass_s(), time.monotonic() + self._refresh_s
         failing = False
         while not stop.is_set():
-            hurry = self._invalidations.wanted.wait(_PASS_S * random.uniform(0.8, 1.2))  # noqa: S311 - a fleet's rhythm
+            hurry = self._invalidations.wanted.wait(max(0.0, min(deliver_at, refresh_at) - time.monotonic()))
             if stop.is_set():
                 return
             try:
-                self._invalidations.deliver()
+                # What fails is due again with the next pass, and not at once.
+                if hurry or time.monotonic() >= deliver_at:
+                    deliver_at = time.monotonic() + _until_next_pass_s()
+                    self._invalidations.deliver()
                 if time.monotonic() >= refresh_at:
+                    refresh_at = time.monotonic() + min(self._refresh_s, _PASS_S)
                     self._cells.refresh()
                     refresh_at = time.monotonic() + self._refresh_s
                 failing = False
@@ -62,3 +66,7 @@ class Maintenance:
                 log.exception("background work failed as it never should; it will be tried again")
             if hurry:
                 stop.wait(_RETRY_S)
+
+
+def _until_next_pass_s() -> float:
+    return _PASS_S * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet's rhythm
