@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Literal, NamedTuple, TypeVar
 
 from cellcache.errors import CellCacheError
 from cellcache.protocol import CoherentBackend, Fence, Settlement
@@ -18,6 +19,8 @@ from cellcache.store import Store
 from cellcache.transaction import Transaction
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GRACE_S = 10.0
 """How long a row that its writer will most likely remove is left alone by all others."""
@@ -43,6 +46,7 @@ class Invalidations:
         self._settled: deque[int] = deque()  # rows to be forgotten
         self._unsettled: deque[tuple[int, Sequence[Settlement]]] = deque(maxlen=_MOST_OF_OUR_OWN)  # with their rows
         self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
+        self._delivering = threading.RLock()  # one thread's pass at a time; it may be interrupted by one of its own
         self.wanted = threading.Event()
         """Set when there is something to deliver that should not wait for the next pass."""
 
@@ -89,7 +93,14 @@ class Invalidations:
             return None
 
     def deliver(self) -> Delivery:
-        """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable."""
+        """Forget the settled rows, then deliver every row whose time has come. Raises DatabaseUnavailable.
+
+        Waits for a pass that another thread has under way: what that one has in hand would be missed otherwise.
+        """
+        with self._delivering:
+            return self._deliver()
+
+    def _deliver(self) -> Delivery:
         self.wanted.clear()
         self._deliver_unsettled()
         self._record_the_unrecorded()
@@ -110,8 +121,9 @@ class Invalidations:
     def flush(self) -> None:
         """Before the process ends: forget the settled rows, or leave them to others if the database is away."""
         try:
-            self._record_the_unrecorded()
-            self._forget_settled()
+            with self._delivering:
+                self._record_the_unrecorded()
+                self._forget_settled()
         except CellCacheError as error:  # close() goes on, whatever has become of the database
             log.warning("%d settled invalidations are left to other processes: %s", len(self._settled), error)
         for keys, _ in self._unrecorded:
@@ -122,25 +134,24 @@ class Invalidations:
         self._settled.clear()
         self._unsettled.clear()
         self._unrecorded.clear()
-        self.wanted = threading.Event()
+        self.wanted, self._delivering = threading.Event(), threading.RLock()
 
     def _deliver_unsettled(self) -> None:
         """Deliver what our own writes could not settle; others leave those rows alone for a while."""
-        for _ in range(len(self._unsettled)):
-            row, settlements = self._unsettled.popleft()
-            if all(self._backend.settle_multi(settlements)):
-                self._settled.append(row)
-            else:
-                self._unsettled.append((row, settlements))
+        with _taken(self._unsettled) as waiting:
+            for _ in range(len(waiting)):
+                row, settlements = waiting[0]
+                if all(self._backend.settle_multi(settlements)):
+                    self._settled.append(row)
+                    waiting.popleft()
+                else:
+                    waiting.rotate(-1)
 
     def _forget_settled(self) -> None:
-        ids = [self._settled.popleft() for _ in range(len(self._settled))]
-        if ids:
-            try:
+        with _taken(self._settled) as ids:
+            if ids:
                 self._store.forget_invalidations(ids)
-            except CellCacheError:
-                self._settled.extend(ids)
-                raise
+                ids.clear()
 
     def _record_the_unrecorded(self) -> None:
         """Make what waits in this process alone a row like any other, now that the database answers, or seems to.
@@ -148,9 +159,22 @@ class Invalidations:
         Removing the entries at once is all that can be done until then, and not enough: where the commit is in
         doubt a fence stands there, and what takes its place when it ends may be from before the commit.
         """
-        waiting = list(self._unrecorded)
-        for keys, _ in waiting:
-            self._backend.invalidate_multi(keys)
-        for keys, after_s in waiting:
-            self._store.add_invalidation(keys, after_s)
-            self._unrecorded.popleft()
+        with _taken(self._unrecorded) as waiting:
+            for keys, _ in waiting:
+                self._backend.invalidate_multi(keys)
+            while waiting:
+                self._store.add_invalidation(*waiting[0])
+                waiting.popleft()
+
+
+@contextmanager
+def _taken(queue: deque[T]) -> Iterator[deque[T]]:
+    """Take all that is queued; what the block leaves of it goes back, also where the block is interrupted."""
+    taken: deque[T] = deque()
+    try:
+        with suppress(IndexError):
+            while True:
+                taken.append(queue.popleft())
+        yield taken
+    finally:
+        queue.extendleft(reversed(taken))

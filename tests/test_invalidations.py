@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -242,6 +244,79 @@ def test_the_background_thread_outlives_what_nobody_expected(
     invalidations.wanted.set()
     assert delivered.wait(20)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_two_threads_that_deliver_take_turns(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = new_uuids(3)
+    store, begun, go_on = directory._store, threading.Event(), threading.Event()
+    forget = store.forget_invalidations
+
+    def slow(ids: Sequence[int]) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        forget(ids)
+
+    for key in keys:
+        directory.map_instance(key, HERE, "project")
+    monkeypatch.setattr(store, "forget_invalidations", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(directory.deliver_invalidations)
+        assert begun.wait(20)
+        second = threads.submit(directory.deliver_invalidations)
+        assert wait([second], timeout=0.2).not_done  # it will not say "nothing waits" while the first has it in hand
+        go_on.set()
+        assert [first.result(20).waiting, second.result(20).waiting] == [0, 0]
+    assert rows(site) == 0
+
+
+def test_what_could_not_be_recorded_is_recorded_once_by_two_that_deliver(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = new_uuids(3)
+    invalidations, store = directory._invalidations, directory._store
+    add, together = store.add_invalidation, threading.Barrier(2)
+
+    def slow(instance_uuids: Sequence[str], after_s: float) -> int:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # two at once come here, if two at once can
+        return add(instance_uuids, after_s)
+
+    invalidations._unrecorded.extend(([key], 60.0) for key in keys)
+    monkeypatch.setattr(store, "add_invalidation", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert len(list(threads.map(lambda _: directory.deliver_invalidations(), range(2)))) == 2
+    assert sorted(one.instance_uuids[0] for one in directory.list_invalidations()) == sorted(keys)
+    assert not invalidations._unrecorded
+
+
+def test_delivery_that_is_interrupted_forgets_nothing(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = new_uuids(3)
+    invalidations = directory._invalidations
+    steps = {
+        "settle_multi": directory._backend,
+        "add_invalidation": directory._store,
+        "forget_invalidations": directory._store,
+    }
+
+    def interrupted(*_: object) -> list[bool]:
+        raise KeyboardInterrupt
+
+    directory._maintenance.stop()
+    directory.map_instance(keys[0], HERE, "project")
+    for key in keys:
+        invalidations.unsettled(None, {key: Fence(FENCE + key.encode())})
+    invalidations._unrecorded.append((keys, 60.0))
+    for name, part in steps.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                directory.deliver_invalidations()
+    directory.deliver_invalidations()
+    assert [one.instance_uuids for one in directory.list_invalidations()] == [keys]
 
 
 @pytest.mark.slow
