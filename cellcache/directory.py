@@ -42,7 +42,7 @@ from cellcache.region import demand_support, open_region
 from cellcache.rows import batches, now
 from cellcache.statistics import Counters, Statistics
 from cellcache.store import Invalidation, Store, Waiting
-from cellcache.texts import LONGEST_NAME, LONGEST_URL, demand_text
+from cellcache.texts import LONGEST_NAME, demand_text, demand_transport_url
 from cellcache.transaction import Transaction
 from cellcache.write_through import TRIES, Changes, WriteThrough
 
@@ -304,7 +304,7 @@ class CellDirectory:
             uuid=str(uuid4()) if uuid is None else canonical_uuid(uuid),
             name=None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             database_connection=demand_usable_url(database_connection),
-            transport_url=demand_text("transport_url", transport_url, longest=LONGEST_URL, secret=True),
+            transport_url=demand_transport_url(transport_url),
             created_at=now(),
         )
         with self._store.change_cells() as transaction:
@@ -335,9 +335,7 @@ class CellDirectory:
         changes: dict[str, Any] = {
             "name": None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             "database_connection": None if database_connection is None else demand_usable_url(database_connection),
-            "transport_url": None
-            if transport_url is None
-            else demand_text("transport_url", transport_url, longest=LONGEST_URL, secret=True),
+            "transport_url": None if transport_url is None else demand_transport_url(transport_url),
             "disabled": disabled,
         }
         cell_uuid = canonical_uuid(uuid)

@@ -20,7 +20,7 @@ from cellcache.config import DatabaseSettings, Settings
 from cellcache.database import database_errors, open_engine
 from cellcache.directory import CellDirectory
 from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
-from cellcache.masking import mask_url
+from cellcache.masking import mask_text, mask_url
 from cellcache.model import CellMapping
 from cellcache.protocol import NodeStatus
 
@@ -162,7 +162,7 @@ def _promise(settings: Settings, directory: CellDirectory) -> Finding:
 def _node(node: NodeStatus) -> Finding:
     return Finding(
         what="cache node",
-        name=mask_url(node.name),
+        name=mask_text(node.name),
         level=Level.FINE if node.trouble is None else Level.PROBLEM,
         says=node.trouble or "",
         version=node.version,

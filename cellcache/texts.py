@@ -9,6 +9,7 @@ from cellcache.errors import InvalidValue
 LONGEST_NAME = 255
 LONGEST_URL = 1 << 20
 
+_begins_like_a_url = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,63}://").match
 _refused_by_some_database = re.compile("[\0\ud800-\udfff]").search
 
 
@@ -18,3 +19,13 @@ def demand_text(what: str, value: object, *, longest: int, shortest: int = 1, se
         return value
     shown = "" if secret else f" {repr(value)[:40]}"
     raise InvalidValue(f"{what}{shown} is not a text of {shortest} to {longest} characters that a database can hold")
+
+
+def demand_transport_url(value: object) -> str:
+    """Return the URL of a message queue; what is none could not be shown without its password."""
+    text = demand_text("transport_url", value, longest=LONGEST_URL, secret=True)
+    if not _begins_like_a_url(text):
+        raise InvalidValue(
+            "transport_url is not a URL: write it as rabbit://user:password@host:5672/virtual_host, or as none:///"
+        )
+    return text

@@ -160,7 +160,7 @@ def test_name_that_cannot_be_stored_is_refused(directory: CellDirectory, name: A
     assert directory.list_cells() == cells
 
 
-@pytest.mark.parametrize("queue", ["shush\0", "\ud800shush", 5], ids=repr)
+@pytest.mark.parametrize("queue", ["shush\0", "\ud800shush", 5, "nova:shush@mq", "://nova:shush@mq"], ids=repr)
 def test_transport_url_that_cannot_be_stored_is_refused_and_not_quoted(directory: CellDirectory, queue: Any) -> None:
     cells = directory.list_cells()
     calls: list[Callable[[], object]] = [
