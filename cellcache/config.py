@@ -45,6 +45,7 @@ from cellcache.errors import ConfigError
 from cellcache.masking import MASK, mask_url
 from cellcache.signing import SIGNATURE_SIZE
 from cellcache.tls import verifying_context, verifying_url
+from cellcache.url_options import joined_options
 
 _DAY_S = 86400.0
 _SHORTEST_SIGNING_KEY = 32
@@ -97,7 +98,7 @@ class DatabaseSettings(_Section):
     @property
     def sqlalchemy_url(self) -> URL:
         """The same, taken apart; of its own accord it shows no password but one among its options."""
-        return verifying_url(make_url(self.connection_url))
+        return joined_options(verifying_url(make_url(self.connection_url)))
 
 
 class CacheSettings(_Section):

@@ -23,6 +23,7 @@ from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, Sch
 from cellcache.masking import mask_url, sounds_secret
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
+from cellcache.url_options import beside
 
 Use = Literal["read", "write", "cell"]
 
@@ -74,7 +75,7 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     try:
         engine = create_engine(
             verifying_url(parsed.difference_update_query(secret)),
-            connect_args={**secret, **_limits(backend, timeout_s, connect_timeout_s)},
+            connect_args={**secret, **beside(parsed, _limits(backend, timeout_s, connect_timeout_s))},
             hide_parameters=True,
             logging_name=_LOGGER,
             max_overflow=0,

@@ -27,6 +27,7 @@ from cellcache.differences import OPTIONS, find_differences
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
 from cellcache.tls import verifying_url
+from cellcache.url_options import beside, joined_options
 
 _LOCK_TIMEOUT_S = 60.0
 _ANSWER_S = 10
@@ -184,7 +185,7 @@ def _parsed(url: str | URL) -> URL:
         parsed = make_url(url)
         parsed.get_dialect()
         if parsed.get_backend_name() in _BACKENDS and parsed.database not in {None, "", ":memory:"}:
-            return verifying_url(parsed)
+            return joined_options(verifying_url(parsed))
     except InvalidValue:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError):
@@ -201,7 +202,7 @@ def _time_limits(url: URL, *, slow: bool) -> dict[str, Any]:
         limits = {"connect_timeout": _ANSWER_S}
     if url.get_driver_name() == "pymysql" and not slow:
         limits["read_timeout"] = _ANSWER_S  # also for the greeting of a server that has stopped
-    return {name: limit for name, limit in limits.items() if name not in url.query}
+    return beside(url, limits)
 
 
 def _shown(url: URL) -> str:
