@@ -39,7 +39,7 @@ from cellcache.protocol import Held, NodeStatus
 from cellcache.purge import Progress, PruneReport, Purge
 from cellcache.read_through import ReadThrough
 from cellcache.region import demand_support, open_region
-from cellcache.rows import batches, now
+from cellcache.rows import batches
 from cellcache.statistics import Counters, Statistics
 from cellcache.store import Invalidation, Store, Waiting
 from cellcache.texts import LONGEST_NAME, demand_text, demand_transport_url
@@ -186,8 +186,8 @@ class CellDirectory:
                     raise _exists(mapping, *wanted[key])
             new = {key: (cell, project) for key, (cell, project) in wanted.items() if key not in existing}
             if new:
-                transaction.require_cells(cell for cell, _ in new.values())
-                transaction.insert_mappings((key, cell, project) for key, (cell, project) in new.items())
+                created_at = transaction.require_cells(cell for cell, _ in new.values())
+                transaction.insert_mappings(((key, cell, project) for key, (cell, project) in new.items()), created_at)
             return len(new), {key: cell for key, (cell, _) in new.items()}
 
         for _ in range(TRIES):
@@ -210,8 +210,8 @@ class CellDirectory:
                 raise InstanceNotMapped(key)
             if mapping.cell_uuid == cell:
                 return mapping, {}
-            transaction.require_cells([cell])
-            return transaction.set_cell(mapping, cell), {key: cell}
+            updated_at = transaction.require_cells([cell])
+            return transaction.set_cell(mapping, cell, updated_at), {key: cell}
 
         return self._write_through.write(move)
 
@@ -305,10 +305,9 @@ class CellDirectory:
             name=None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             database_connection=demand_usable_url(database_connection),
             transport_url=demand_transport_url(transport_url),
-            created_at=now(),
         )
         with self._store.change_cells() as transaction:
-            transaction.insert_cell(cell)
+            cell = transaction.insert_cell(cell)
             transaction.commit()
         self._cells.refresh()
         return cell

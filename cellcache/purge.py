@@ -17,7 +17,7 @@ from cellcache.cells import Cells
 from cellcache.database import translated
 from cellcache.errors import InvalidValue, PruneRefused
 from cellcache.model import CellMapping, InstanceMapping
-from cellcache.rows import IN_ONE_STATEMENT, batches, now
+from cellcache.rows import IN_ONE_STATEMENT, batches
 from cellcache.store import Store
 from cellcache.transaction import Transaction
 from cellcache.write_through import Changes, WriteThrough
@@ -59,7 +59,7 @@ class Purge:
         if batch < 1 or older_than_s < 0:
             raise InvalidValue(f"batch {batch} must be at least 1 and older_than_s {older_than_s:g} not negative")
         cell = self._cells.get(cell_uuid)
-        cutoff = now() - timedelta(seconds=older_than_s)
+        cutoff = self._store.now() - timedelta(seconds=older_than_s)
         checked, removed, last = 0, 0, 0
         while mappings := self._store.mappings(
             cell_uuid=cell_uuid, after=last, limit=batch, unchanged_since=cutoff, project_id=None
@@ -109,7 +109,7 @@ class Purge:
             gone = [
                 mapping
                 for mapping in transaction.lock_mappings(instance_uuids).values()
-                if mapping.cell_uuid == cell_uuid and _changed_at(mapping) <= cutoff
+                if mapping.cell_uuid == cell_uuid and _unchanged_since(mapping, cutoff)
             ]
             if gone:
                 transaction.delete_mappings(gone)
@@ -118,6 +118,7 @@ class Purge:
         return self._write_through.write(remove)
 
 
-def _changed_at(mapping: InstanceMapping) -> datetime:
+def _unchanged_since(mapping: InstanceMapping, cutoff: datetime) -> bool:
+    """Say no to a mapping of unknown age, as SQL does: it is not old enough for anything."""
     changed_at = mapping.updated_at or mapping.created_at
-    return changed_at if changed_at is not None else now()  # of unknown age: not old enough for anything
+    return changed_at is not None and changed_at <= cutoff

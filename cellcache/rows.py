@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -35,10 +34,6 @@ select_cells = select(
 )
 
 
-def now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
-
-
 def batches(items: Iterable[T], size: int = IN_ONE_STATEMENT) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
@@ -66,11 +61,3 @@ def cell_of(row: Any) -> CellMapping:
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
-
-
-def invalidation_row(instance_uuids: Sequence[str], after_s: float) -> dict[str, Any]:
-    return {
-        "created_at": now(),
-        "deliver_after": now() + timedelta(seconds=after_s),
-        "instance_uuids": ",".join(instance_uuids),
-    }

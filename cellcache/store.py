@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from cellcache.config import DatabaseSettings
 from cellcache.counter import Counter
 from cellcache.database import close_engine, database_errors, open_engine, translated
+from cellcache.database_clock import DatabaseTime
 from cellcache.errors import (
     DatabaseUnavailable,
 )
@@ -30,7 +31,6 @@ from cellcache.rows import (
     batches,
     cell_of,
     instance_of,
-    now,
     select_cells,
     select_mappings,
 )
@@ -41,12 +41,16 @@ T = TypeVar("T")
 
 
 class Invalidation(NamedTuple):
-    """A row of `cache_invalidation`: the instances of one write whose cache entries must still go."""
+    """A row of `cache_invalidation`: the instances of one write whose cache entries must still go.
+
+    `due` is whether `deliver_after` had come when the row was read: by the database's clock, as all times here.
+    """
 
     id: int
     created_at: datetime
     deliver_after: datetime
     instance_uuids: list[str]
+    due: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,11 @@ class Store:
         self._writing.dispose(close=False)
 
     # -- reads -----------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """Return the database's time, in whole seconds."""
+        time_: datetime = self._read(lambda connection: connection.execute(select(DatabaseTime())).scalar_one())
+        return time_
 
     def cell_of(self, instance_uuid: str) -> str | None:
         """Return the UUID of the instance's cell, or None where it is not mapped."""
@@ -179,19 +188,20 @@ class Store:
     def invalidations(self, *, limit: int, after: int = 0, due: bool = False) -> list[Invalidation]:
         """Return the oldest invalidations behind `after`; with `due`, those whose time has come."""
         table = cache_invalidation
-        query = select(table.c.id, table.c.created_at, table.c.deliver_after, table.c.instance_uuids)
+        is_due = table.c.deliver_after <= DatabaseTime()
+        query = select(table.c.id, table.c.created_at, table.c.deliver_after, table.c.instance_uuids, is_due)
         query = query.where(table.c.id > after).order_by(table.c.id).limit(limit)
         if due:
-            query = query.where(table.c.deliver_after <= now())
+            query = query.where(is_due)
         rows = self._read(lambda connection: connection.execute(query).all())
-        return [Invalidation(row[0], row[1], row[2], row[3].split(",")) for row in rows]
+        return [Invalidation(row[0], row[1], row[2], row[3].split(","), row[4]) for row in rows]
 
     def waiting_invalidations(self) -> Waiting:
-        query = select(func.count(), func.min(cache_invalidation.c.created_at)).where(
-            cache_invalidation.c.deliver_after <= now()
+        query = select(func.count(), func.min(cache_invalidation.c.created_at), DatabaseTime()).where(
+            cache_invalidation.c.deliver_after <= DatabaseTime()
         )
-        count, oldest = self._read(lambda connection: connection.execute(query).one())
-        return Waiting(count, None if oldest is None else (now() - oldest).total_seconds())
+        count, oldest, now = self._read(lambda connection: connection.execute(query).one())
+        return Waiting(count, None if oldest is None else (now - oldest).total_seconds())
 
     def forget_invalidations(self, ids: Sequence[int]) -> None:
         with database_errors(self.url), self._reading.connect() as connection:

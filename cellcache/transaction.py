@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, exists, false, insert, select, update
+from sqlalchemy import Connection, Engine, Integer, bindparam, delete, exists, false, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from cellcache.database import translated
+from cellcache.database_clock import DatabaseTime
 from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown
 from cellcache.model import CellMapping, InstanceMapping
 from cellcache.prepared import PreparedInsert
-from cellcache.rows import instance_of, invalidation_row, now, select_mappings
+from cellcache.rows import cell_of, instance_of, select_cells, select_mappings
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping
 
 _insert_mapping = PreparedInsert(
     insert(instance_mapping).from_select(
         ["created_at", "instance_uuid", "cell_uuid", "project_id"],
         select(
-            bindparam("new_created_at", type_=instance_mapping.c.created_at.type),
+            DatabaseTime(),
             bindparam("new_instance_uuid", type_=instance_mapping.c.instance_uuid.type),
             cell_mapping.c.uuid,
             bindparam("new_project_id", type_=instance_mapping.c.project_id.type),
@@ -30,16 +33,23 @@ _insert_mapping = PreparedInsert(
         .where(cell_mapping.c.uuid == bindparam("in_cell_uuid"), cell_mapping.c.disabled == false())
         .with_for_update(read=True, key_share=True),
     ),
-    columns=(),
+    returning=(instance_mapping.c.id, instance_mapping.c.created_at),
 )
 _insert_invalidation = PreparedInsert(
-    insert(cache_invalidation), columns=("created_at", "deliver_after", "instance_uuids")
+    insert(cache_invalidation).values(
+        created_at=DatabaseTime(),
+        deliver_after=DatabaseTime(bindparam("after_s", type_=Integer())),
+        instance_uuids=bindparam("joined_uuids", type_=cache_invalidation.c.instance_uuids.type),
+    ),
+    returning=(cache_invalidation.c.id,),
 )
 
 
 def insert_invalidation(connection: Connection, instance_uuids: Sequence[str], after_s: float) -> int:
     """Record that these entries must go: somebody delivers it after so many seconds. Return the row's id."""
-    return _insert_invalidation.execute(connection, invalidation_row(instance_uuids, after_s)) or 0
+    row = {"after_s": math.ceil(after_s), "joined_uuids": ",".join(instance_uuids)}
+    inserted = _insert_invalidation.execute(connection, row)
+    return inserted[0] if inserted else 0
 
 
 class TransactionBroken(Exception):
@@ -94,17 +104,16 @@ class Transaction:
 
     def insert_mapping(self, instance_uuid: str, cell_uuid: str, project_id: str) -> InstanceMapping:
         """Insert one row, in the same statement that makes sure of the cell and keeps it from being deleted."""
-        created_at = now()
         row = {
-            "new_created_at": created_at,
             "new_instance_uuid": instance_uuid,
             "in_cell_uuid": cell_uuid,
             "new_project_id": project_id,
         }
-        new_id = _insert_mapping.execute(self._connection, row)
-        if new_id is None:
+        inserted = _insert_mapping.execute(self._connection, row)
+        if inserted is None:
             self.require_cells([cell_uuid])
             raise CellNotFound(cell_uuid)  # it came only now: the caller may try again
+        new_id, created_at = inserted
         return InstanceMapping(
             id=new_id,
             instance_uuid=instance_uuid,
@@ -114,8 +123,7 @@ class Transaction:
             updated_at=None,
         )
 
-    def insert_mappings(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        created_at = now()
+    def insert_mappings(self, rows: Iterable[tuple[str, str, str]], created_at: datetime) -> None:
         self._connection.execute(
             insert(instance_mapping),
             [
@@ -124,21 +132,27 @@ class Transaction:
             ],
         )
 
-    def require_cells(self, cell_uuids: Iterable[str]) -> None:
-        """Keep these cells from being deleted until the commit; raise CellNotFound or CellDisabled."""
+    def require_cells(self, cell_uuids: Iterable[str]) -> datetime:
+        """Keep these cells from being deleted until the commit; raise CellNotFound or CellDisabled.
+
+        Return the database's time, by which what is put into them is dated.
+        """
         wanted = sorted(set(cell_uuids))
         query = (
-            select(cell_mapping.c.uuid, cell_mapping.c.disabled)
+            select(cell_mapping.c.uuid, cell_mapping.c.disabled, DatabaseTime())
             .where(cell_mapping.c.uuid.in_(wanted))
             .order_by(cell_mapping.c.uuid)
             .with_for_update(read=True, key_share=True)
         )
-        disabled = {row[0]: row[1] for row in self._connection.execute(query)}
+        rows = self._connection.execute(query).all()
+        disabled = {row[0]: row[1] for row in rows}
         for cell_uuid in wanted:
             if cell_uuid not in disabled:
                 raise CellNotFound(cell_uuid)
             if disabled[cell_uuid]:
                 raise CellDisabled(cell_uuid)
+        time: datetime = rows[0][2]
+        return time
 
     def lock_mappings(self, instance_uuids: Sequence[str]) -> dict[str, InstanceMapping]:
         """Lock those of the rows that exist, always in the same order, and return them as they are now."""
@@ -149,8 +163,7 @@ class Transaction:
         )
         return {row.instance_uuid: instance_of(row) for row in self._connection.execute(query)}
 
-    def set_cell(self, mapping: InstanceMapping, cell_uuid: str) -> InstanceMapping:
-        updated_at = now()
+    def set_cell(self, mapping: InstanceMapping, cell_uuid: str, updated_at: datetime) -> InstanceMapping:
         self._connection.execute(
             update(instance_mapping)
             .where(instance_mapping.c.id == mapping.id)
@@ -166,11 +179,12 @@ class Transaction:
         """Record that these entries must go, if the write is committed; see `insert_invalidation`."""
         return insert_invalidation(self._connection, instance_uuids, after_s)
 
-    def insert_cell(self, cell: CellMapping) -> None:
+    def insert_cell(self, cell: CellMapping) -> CellMapping:
+        """Insert a cell; return it with the time that it has been given. Raises CellExists."""
         try:
             self._connection.execute(
                 insert(cell_mapping).values(
-                    created_at=cell.created_at,
+                    created_at=DatabaseTime(),
                     uuid=cell.uuid,
                     name=cell.name,
                     database_connection=cell.database_connection,
@@ -180,10 +194,11 @@ class Transaction:
             )
         except IntegrityError as error:
             raise CellExists(cell.uuid) from error
+        return cell_of(self._connection.execute(select_cells.where(cell_mapping.c.uuid == cell.uuid)).one())
 
     def update_cell(self, cell_uuid: str, changes: Mapping[str, Any]) -> None:
         result = self._connection.execute(
-            update(cell_mapping).where(cell_mapping.c.uuid == cell_uuid).values(**changes, updated_at=now())
+            update(cell_mapping).where(cell_mapping.c.uuid == cell_uuid).values(**changes, updated_at=DatabaseTime())
         )
         if not result.rowcount:
             raise CellNotFound(cell_uuid)

@@ -15,7 +15,6 @@ from cellcache.cli.exits import ExitCode, UsageProblem, complain
 from cellcache.cli.render import print_fields, print_json, print_line, print_table, progress
 from cellcache.directory import CellDirectory
 from cellcache.errors import DatabaseUnavailable
-from cellcache.rows import now
 
 invalidations_app = typer.Typer(name="invalidations", help="What the cache must still forget: list it, deliver it.")
 
@@ -124,7 +123,7 @@ def list_(
         (
             one.id,
             one.created_at,
-            "yes" if one.deliver_after <= now() else "not yet",
+            "yes" if one.due else "not yet",
             len(one.instance_uuids),
             one.instance_uuids[0],
         )

@@ -92,7 +92,7 @@ def _change(name: str, transaction: Transaction, key: str, cell_uuid: str) -> bo
     if name == "prune":
         transaction.delete_mappings([standing])
     else:
-        transaction.set_cell(standing, cell_uuid)
+        transaction.set_cell(standing, cell_uuid, transaction.require_cells([cell_uuid]))
     return True
 
 

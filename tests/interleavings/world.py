@@ -6,7 +6,6 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,7 @@ from sqlalchemy import create_engine, delete, func, insert, select
 
 from cellcache import CellMapping, Settings
 from cellcache.codec import encode
-from cellcache.rows import now
+from cellcache.database_clock import DatabaseTime
 from cellcache.store import Store
 from cellcache.tables import cache_invalidation, instance_mapping, metadata
 from tests.interleavings.caches import Cache, Entry, MemcachedCache, MemoryCache, QuickMemcached, RedisCache
@@ -62,10 +61,10 @@ class Database:
 
     def prepare(self, key: str, cell_uuid: str | None, *, left_over: bool) -> None:
         if cell_uuid is not None:
-            row = {"instance_uuid": key, "cell_uuid": cell_uuid, "project_id": PROJECT, "created_at": now()}
+            row = {"instance_uuid": key, "cell_uuid": cell_uuid, "project_id": PROJECT, "created_at": DatabaseTime()}
             self._connection.execute(insert(instance_mapping).values(row))
         if left_over:
-            left = {"instance_uuids": key, "created_at": now(), "deliver_after": now() - timedelta(hours=1)}
+            left = {"instance_uuids": key, "created_at": DatabaseTime(), "deliver_after": DatabaseTime(-3600)}
             self._connection.execute(insert(cache_invalidation).values(left))
 
     def cell_of(self, key: str) -> str | None:
