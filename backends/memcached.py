@@ -27,11 +27,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from cellcache.codec import FENCE, MAPPED_SIZE, MARK
 from cellcache.errors import BackendUnsupported
-from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Seen, Settlement
 
 from .keys import Placement, raw_key, raw_keys
 from .leasing import LeasingBackend
-from .meta import changes_of, entries_of, in_full, refusals_in, remove, store, token_of
+from .meta import changes_of, entries_of, in_full, refusals_in, remove, seen_of, store, token_of
 from .node import Node
 from .stream import reason
 from .wire import AnyReply, Connection, Reply
@@ -134,20 +134,20 @@ class MemcachedBackend(LeasingBackend):
         return entries_of(replies, connection)[0]
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
-        return self._get_multi(keys, self._get_tail)
+        return self._get_multi(keys, self._get_tail, entries_of)
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
-        return [entry if isinstance(entry, bytes) else None for entry in self._get_multi(keys, b" c\r\n")]
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
+        return self._get_multi(keys, b" c\r\n", seen_of)
 
-    def _get_multi(self, keys: Sequence[str], flags: bytes) -> list[bytes | Lease | Absent]:
+    def _get_multi(self, keys: Sequence[str], flags: bytes, read: _Read[T]) -> list[T | Absent]:
         wires, wanted = self._locate(keys)
-        entries: list[bytes | Lease | Absent] = [Absent.UNREACHABLE] * len(keys)
+        entries: list[T | Absent] = [Absent.UNREACHABLE] * len(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             tail = b" b v " + tag + flags
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
-        for positions, found in self._converse(wanted, compose, entries_of):
+        for positions, found in self._converse(wanted, compose, read):
             for position, entry in zip(positions, found, strict=True):
                 entries[position] = entry
         return entries

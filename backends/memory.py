@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from cellcache.codec import FENCE, LEASE, MARK
-from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
 
 from .leasing import LeasingBackend
 
@@ -68,10 +68,9 @@ class MemoryBackend(LeasingBackend):
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return [self.lookup(key) for key in keys]
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
         now = time.monotonic()
-        standing = [self._standing(key, now) for key in keys]
-        return [None if value is None or value.startswith(MARK) else value for value in standing]
+        return [self._seen(key, now) for key in keys]
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         now = time.monotonic()
@@ -133,12 +132,16 @@ class MemoryBackend(LeasingBackend):
         self._get = self.held.get
 
     def _value_or_lease(self, key: str, now: float) -> bytes | Lease | Absent:
+        seen = self._seen(key, now)
+        if seen is not None:
+            return seen
+        token = b"%b%d" % (LEASE, _next_lease())
+        self._put(key, token, now + self.lease_ttl_s)
+        return Lease(token, self)
+
+    def _seen(self, key: str, now: float) -> Seen:
         standing = self._standing(key, now)
-        if standing is None:
-            token = b"%b%d" % (LEASE, _next_lease())
-            self._put(key, token, now + self.lease_ttl_s)
-            return Lease(token, self)
-        if standing.startswith(MARK):
+        if standing is not None and standing.startswith(MARK):
             return Absent.FENCED if standing.startswith(FENCE) else Absent.LEASED
         return standing
 

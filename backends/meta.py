@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cellcache.codec import FENCE
-from cellcache.protocol import Absent, Lease
+from cellcache.protocol import Absent, Lease, Seen
 
 from .stream import Garbled
 from .wire import AnyReply, Connection, Grant, Reply
@@ -59,11 +59,20 @@ def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
     if isinstance(reply, Grant):
         return Lease(reply.token, connection)
     reply = in_full(reply)
+    if reply.words[0] == b"VA" and reply.words[-1] == b"W":
+        return Lease(token_of(reply), connection)
+    seen = _seen(reply)
+    return Absent.UNREACHABLE if seen is None else seen  # nothing, and no lease: no answer to what was asked
+
+
+def seen_of(replies: Sequence[AnyReply], _: Connection) -> list[Seen]:
+    return [reply[1] if type(reply) is tuple else _seen(in_full(reply)) for reply in replies]
+
+
+def _seen(reply: Reply) -> Seen:
     words, body = reply
     if words[0] != b"VA":
-        return Absent.UNREACHABLE
-    if words[-1] == b"W":
-        return Lease(token_of(reply), connection)
+        return None if words[0] == b"EN" else Absent.UNREACHABLE
     if not body and b"Z" in words:
         return Absent.LEASED
     if body.startswith(FENCE):

@@ -20,7 +20,7 @@ from typing import Any
 
 from cellcache.codec import FENCE, LEASE, MARK
 from cellcache.errors import BackendUnsupported
-from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Seen, Settlement
 
 from .keys import raw_key
 from .leasing import LeasingBackend
@@ -101,15 +101,14 @@ class RedisBackend(LeasingBackend):
             entries[position] = self._entry(reply, token, connection)
         return entries
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
         def compose(connection: Connection, positions: range) -> bytes:
             return b"".join([command(b"GET", connection.prefix + raw_key(keys[position])) for position in positions])
 
-        values: list[bytes | None] = [None] * len(keys)
-        for position, reply, _ in self._converse(len(keys), compose):
-            if isinstance(reply, bytes) and not reply.startswith(MARK):
-                values[position] = reply
-        return values
+        seen: list[Seen] = [Absent.UNREACHABLE] * len(keys)
+        for position, reply, connection in self._converse(len(keys), compose):
+            seen[position] = None if reply is None else self._standing(reply, connection)
+        return seen
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
         usable = _granted_over(self._node.connection(time.monotonic()), fills)
@@ -202,8 +201,9 @@ class RedisBackend(LeasingBackend):
         return b"".join([b"*7\r\n$3\r\nSET\r\n$%d\r\n%b%b%b" % (size + len(raw), prefix, raw, rest) for raw in raws])
 
     def _entry(self, reply: Reply, token: bytes, connection: Connection) -> bytes | Lease | Absent:
-        if reply is None:
-            return Lease(token, connection)
+        return Lease(token, connection) if reply is None else self._standing(reply, connection)
+
+    def _standing(self, reply: bytes | int | Refusal, connection: Connection) -> bytes | Absent:
         if isinstance(reply, bytes):
             if not reply.startswith(MARK):
                 return reply

@@ -3,6 +3,9 @@
 A difference seen once means nothing: a writer may be between its commit and its settling, or may have come in between
 our two reads. Seen again and again over a second, with the same old value standing, it is one.
 
+What a node does not answer is asked again, for a few times what its circuit breaker stays open; what stays without an
+answer is counted by itself. It is neither right nor wrong.
+
 Only instances that the table has are compared: a cache cannot be asked for all that it holds.
 """
 
@@ -10,15 +13,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cellcache.codec import Undecodable, decode
 from cellcache.errors import InvalidValue
-from cellcache.protocol import CoherentBackend
+from cellcache.protocol import Absent, CoherentBackend, Seen
 from cellcache.store import Store
 
+T = TypeVar("T")
+
 _LOOKS_AFTER_S = (0.05, 0.2, 0.75)
+_TRIES = 4  # of what a node did not answer: another thread of ours may be the one that its breaker lets through
+_PAUSE_S = 0.5
 _SAMPLE = 100  # rows read at each of a sample's random places
 _SHOWN = 100  # differences that a report keeps
 
@@ -38,8 +46,10 @@ class VerifyReport:
 
     checked: int = 0
     """Instances looked at."""
+    unreachable: int = 0
+    """Those whose cache node did not answer, asked again and again: nobody knows what it holds for them."""
     cached: int = 0
-    """Those for which the cache held an answer."""
+    """Those for which the cache held an answer, which was compared."""
     wrong: int = 0
     """Those for which it held a wrong one."""
     repaired: int = 0
@@ -48,13 +58,16 @@ class VerifyReport:
     """The first hundred of the wrong ones."""
 
     @property
-    def consistency(self) -> float:
-        """The share of the instances looked at for which the cache did not answer wrongly, from 0 to 1."""
-        return 1.0 if not self.checked else 1 - self.wrong / self.checked
+    def consistency(self) -> float | None:
+        """The share of the cache's answers that were not wrong, from 0 to 1; None where nothing was compared."""
+        return 1 - self.wrong / self.cached if self.cached else None
 
-    def including(self, *, checked: int, cached: int, repaired: int, differences: Sequence[Difference]) -> VerifyReport:
+    def including(
+        self, *, checked: int, unreachable: int, cached: int, repaired: int, differences: Sequence[Difference]
+    ) -> VerifyReport:
         return VerifyReport(
             checked=self.checked + checked,
+            unreachable=self.unreachable + unreachable,
             cached=self.cached + cached,
             wrong=self.wrong + len(differences),
             repaired=self.repaired + repaired,
@@ -65,9 +78,11 @@ class VerifyReport:
 class Audit:
     """Reads instances from the table, and what the cache says of each, without taking leases."""
 
-    def __init__(self, store: Store, backend: CoherentBackend) -> None:
+    def __init__(self, store: Store, backend: CoherentBackend, *, retry_s: float) -> None:
         self._store = store
         self._backend = backend
+        self._pause_s = max(_PAUSE_S, 1.1 * retry_s)  # by then a node that had failed is tried again
+        self._patient = True
 
     def run(self, *, sample: int | None, rate_per_s: float | None, repair: bool) -> Iterator[VerifyReport]:
         """Yield the report as it stands after each batch; see `CellDirectory.verify`."""
@@ -77,22 +92,29 @@ class Audit:
         yield report
         for mapped in self._all() if sample is None else self._sampled(sample):
             began = time.monotonic()
-            keys = list(mapped)
-            cached = {key: value for key, value in zip(keys, self._backend.peek_multi(keys), strict=True) if value}
-            differences = self._lasting({key: value for key, value in cached.items() if _cell(value) != mapped[key]})
-            repaired = sum(self._backend.invalidate_multi([one.instance_uuid for one in differences])) if repair else 0
-            report = report.including(checked=len(keys), cached=len(cached), repaired=repaired, differences=differences)
+            seen = self._look(mapped)
+            self._patient = not _unreachable(seen)
+            cached = {key: value for key, value in seen.items() if isinstance(value, bytes)}
+            suspects = {key: value for key, value in cached.items() if _cell(value) != mapped[key]}
+            differences, lost = self._lasting(suspects)
+            report = report.including(
+                checked=len(mapped),
+                unreachable=len(_unreachable(seen)) + len(lost),
+                cached=len(cached) - len(lost),
+                repaired=self._repair([one.instance_uuid for one in differences]) if repair else 0,
+                differences=differences,
+            )
             yield report
             if rate_per_s is not None:
-                time.sleep(max(0.0, began + len(keys) / rate_per_s - time.monotonic()))
+                time.sleep(max(0.0, began + len(mapped) / rate_per_s - time.monotonic()))
 
-    def _all(self) -> Iterator[dict[str, str | None]]:
+    def _all(self) -> Iterator[dict[str, str]]:
         last = None
         while rows := self._store.mappings(project_id=None, cell_uuid=None, after=last, limit=1000):
             last = rows[-1].id
             yield {row.instance_uuid: row.cell_uuid for row in rows}
 
-    def _sampled(self, size: int) -> Iterator[dict[str, str | None]]:
+    def _sampled(self, size: int) -> Iterator[dict[str, str]]:
         first, last = self._store.id_range()
         while size > 0 and last:
             after = random.randint(first, last) - 1  # noqa: S311 - not a secret
@@ -100,22 +122,52 @@ class Audit:
             size -= len(rows)
             yield {row.instance_uuid: row.cell_uuid for row in rows}
 
-    def _lasting(self, suspects: Mapping[str, bytes]) -> list[Difference]:
-        """Look again until only those are left whose old value still stands and still is not what the table says."""
+    def _lasting(self, suspects: Mapping[str, bytes]) -> tuple[list[Difference], set[str]]:
+        """Look again until only those are left whose old value still stands and still is not what the table says.
+
+        Return also those that could not be looked at again.
+        """
+        lost: set[str] = set()
+        mapped: Mapping[str, str] = {}
         for pause_s in _LOOKS_AFTER_S:
             if not suspects:
                 break
             time.sleep(pause_s)
-            suspects = self._standing(suspects)
-        mapped = self._store.cells_of(list(suspects)) if suspects else {}
-        return [Difference(key, _shown(value), mapped.get(key)) for key, value in suspects.items()]
+            mapped = self._store.cells_of(list(suspects))
+            # The cache is asked after the table: what is seen there has had the time of a read to be settled.
+            seen = self._look(suspects)
+            lost |= _unreachable(seen)
+            suspects = {
+                key: value for key, value in suspects.items() if value == seen[key] and _cell(value) != mapped.get(key)
+            }
+        return [Difference(key, _shown(value), mapped.get(key)) for key, value in suspects.items()], lost
 
-    def _standing(self, suspects: Mapping[str, bytes]) -> dict[str, bytes]:
-        keys = list(suspects)
-        mapped = self._store.cells_of(keys)
-        # The cache is asked after the table: what is seen there has had the time of a read to be settled.
-        cached = zip(keys, self._backend.peek_multi(keys), strict=True)
-        return {key: value for key, value in cached if value == suspects[key] and _cell(value) != mapped.get(key)}
+    def _look(self, keys: Collection[str]) -> dict[str, Seen]:
+        return self._ask(keys, self._backend.peek_multi, unanswered=Absent.UNREACHABLE)
+
+    def _repair(self, keys: Collection[str]) -> int:
+        return sum(self._ask(keys, self._backend.invalidate_multi, unanswered=False).values())
+
+    def _ask(
+        self, keys: Collection[str], ask: Callable[[Sequence[str]], Sequence[T]], *, unanswered: T
+    ) -> dict[str, T]:
+        """Ask, and ask again for what its node did not answer.
+
+        A node that stays away is waited for in one batch, not in all: until one is answered in full, a single try does.
+        """
+        answers = dict.fromkeys(keys, unanswered)
+        for attempt in range(_TRIES if self._patient else 1):
+            rest = [key for key, answer in answers.items() if answer is unanswered]
+            if not rest:
+                break
+            if attempt:
+                time.sleep(self._pause_s)
+            answers.update(zip(rest, ask(rest), strict=True))
+        return answers
+
+
+def _unreachable(seen: Mapping[str, Seen]) -> set[str]:
+    return {key for key, value in seen.items() if value is Absent.UNREACHABLE}
 
 
 def _cell(value: bytes) -> str | Undecodable | None:

@@ -385,9 +385,11 @@ class CellDirectory:
 
         Yields the report as it stands, at once and after each batch; stop whenever you like. Goes no faster than
         `rate_per_s` instances a second. With `repair`, removes what is wrong; without, it changes nothing. A
-        difference that is seen only while a write is under way is not one. Raises DatabaseUnavailable.
+        difference that is seen only while a write is under way is not one. What a cache node does not answer is asked
+        again for a few times `cache.retry_s`, and then counted as unreachable. Raises DatabaseUnavailable.
         """
-        return Audit(self._store, self._backend).run(sample=sample, rate_per_s=rate_per_s, repair=repair)
+        audit = Audit(self._store, self._backend, retry_s=self.settings.cache.retry_s)
+        return audit.run(sample=sample, rate_per_s=rate_per_s, repair=repair)
 
     def deliver_invalidations(self) -> Delivery:
         """Deliver now what is due, as the background thread does every few seconds. Raises DatabaseUnavailable."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
-from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
 
 
 class LocalLayer:
@@ -50,7 +50,7 @@ class LocalLayer:
             answers |= asked
         return [answers[key] for key in keys]
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
         return self._backend.peek_multi(keys)
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:

@@ -16,7 +16,7 @@ from dogpile.cache import CacheRegion
 from dogpile.cache.api import NO_VALUE
 
 from cellcache.codec import NOT_MAPPED, decode, encode
-from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class PlainBackend:
                     entries[position] = self._lease
         return entries
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
-        return [entry if isinstance(entry, bytes) else None for entry in self.lookup_multi(keys)]
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
+        return [None if isinstance(entry, Lease) else entry for entry in self.lookup_multi(keys)]
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:  # noqa: ARG002
         values = {fill.key: decode(fill.value) for fill in fills}

@@ -45,6 +45,9 @@ class Fence(NamedTuple):
         return self.connection is not None
 
 
+Seen = bytes | Absent | None
+"""What stands under a key for one who only looks: a value, nothing, or why there is no telling."""
+
 Held = tuple[bytes, float]
 """An entry in this process's own memory: the value or mark, and when it ends on the monotonic clock."""
 
@@ -99,8 +102,8 @@ class CoherentBackend(Protocol):
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         """Look up many keys, in one round trip per node and 1,000 keys, all nodes at once."""
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values, and take no lease where there is none: for those who compare, not for readers."""
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
+        """Say what stands there, and take no lease where nothing does: for those who compare, not for readers."""
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
         """Replace each lease by its value if that very lease still stands.

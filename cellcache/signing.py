@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 
-from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Settlement
+from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
 
 SIGNATURE_SIZE = 16
 _UNVERIFIED = b"\xff"  # no release's version byte: the reader discards it as it does any other garbage
@@ -61,9 +61,10 @@ class SignedBackend:
         entries = zip(keys, self._backend.lookup_multi(keys), strict=True)
         return [verified(key, entry) if isinstance(entry, bytes) else entry for key, entry in entries]
 
-    def peek_multi(self, keys: Sequence[str]) -> list[bytes | None]:
+    def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
+        verified = self._signer.verified
         entries = zip(keys, self._backend.peek_multi(keys), strict=True)
-        return [None if entry is None else self._signer.verified(key, entry) for key, entry in entries]
+        return [verified(key, entry) if isinstance(entry, bytes) else entry for key, entry in entries]
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
         signed = self._signer.signed

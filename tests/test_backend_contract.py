@@ -128,10 +128,26 @@ def test_the_same_key_twice_in_one_lookup_grants_one_lease(backend: Backend, key
 
 def test_nothing_asked_is_nothing_answered(backend: Backend) -> None:
     assert backend.lookup_multi([]) == []
+    assert backend.peek_multi([]) == []
     assert backend.fill_multi([]) == []
     assert backend.fence_multi([]) == []
     assert backend.settle_multi([]) == []
     assert backend.invalidate_multi([]) == []
+
+
+# Peek
+
+
+def test_peek_says_what_stands_there_and_takes_no_lease(cache: Cache, backend: Backend, other: Backend) -> None:
+    value, absent, lease, fence, strange = keys = [new_key() for _ in range(5)]
+    stored(backend, value)
+    leased(backend, lease)
+    fenced(backend, fence)
+    cache.write(strange, b"x" * 40)
+    for _ in range(2):
+        assert other.peek_multi(keys) == [OLD, None, Absent.LEASED, Absent.FENCED, b"x" * 40]
+    assert other.peek_multi([lease]) == [Absent.LEASED]
+    assert isinstance(other.lookup(absent), Lease)
 
 
 # Fill

@@ -55,6 +55,7 @@ def use_everything(backend: Backend) -> None:
     lease, fence = Lease(b"1", None), Fence(FENCE + b"12345678", b"1", None)
     assert backend.lookup(keys[0]) is Absent.UNREACHABLE
     assert backend.lookup_multi(keys) == [Absent.UNREACHABLE] * 2
+    assert backend.peek_multi(keys) == [Absent.UNREACHABLE] * 2
     fills, refused = [Fill(key, lease, VALUE, 60) for key in keys], list[int]()
     assert backend.fill_multi(fills) == [False] * 2
     backend.send_fills(fills, refused.append, wait=False)

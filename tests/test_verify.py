@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cellcache import CellDirectory, InvalidValue, VerifyReport
+from cellcache import CellDirectory, DatabaseUnavailable, InvalidValue, VerifyReport, audit
+from cellcache.backends.memory import MemoryBackend
 from cellcache.cli import main
 from cellcache.cli.coherence import with_nines
+from cellcache.protocol import Absent, Seen
 from tests.directories import CACHES, HERE, THERE, Site, new_uuids, open_site
+from tests.servers import Memcached, Redis
 
 
 @pytest.fixture(params=CACHES)
@@ -81,7 +86,7 @@ def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkey
     peek = directory._backend.peek_multi
     moved = threading.Event()
 
-    def peek_then_let_it_move(keys: Any) -> list[bytes | None]:
+    def peek_then_let_it_move(keys: Any) -> list[Seen]:
         entries = peek(keys)
         if not moved.is_set():
             moved.set()
@@ -96,15 +101,157 @@ def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkey
     assert moved.is_set()
 
 
+def test_nothing_is_no_share(directory: CellDirectory) -> None:
+    assert last(directory.verify(sample=10)) == last(directory.verify()) == VerifyReport()
+    assert VerifyReport().consistency is None
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.region.delete(uuid)
+    report = last(directory.verify())
+    assert (report.checked, report.cached, report.consistency) == (1, 0, None)
+
+
+# -- cache nodes that do not answer ----------------------------------------------------------------------------------
+
+
+class Deaf:
+    """Stands before a directory's backend: for some instances it has no answer, as if their node were away."""
+
+    def __init__(self, directory: CellDirectory, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away: dict[str, int] = {}
+        """How many times more each of them is asked for in vain."""
+        self.asked: list[list[str]] = []
+        self._ask = getattr(directory._backend, method)
+        self._unanswered = Absent.UNREACHABLE if method == "peek_multi" else False
+        monkeypatch.setattr(directory._backend, method, self)
+
+    def __call__(self, keys: Sequence[str]) -> list[object]:
+        self.asked.append(list(keys))
+        return [self._answer(key) for key in keys]
+
+    def _answer(self, key: str) -> object:
+        if self.away.get(key, 0) > 0:
+            self.away[key] -= 1
+            return self._unanswered
+        (answer,) = self._ask([key])
+        return answer
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that `verify` makes, written down and not made."""
+    made: list[float] = []
+    monkeypatch.setattr(audit, "time", SimpleNamespace(sleep=made.append, monotonic=time.monotonic))
+    return made
+
+
+EVER = 1_000_000
+
+
+def test_what_a_node_did_not_answer_is_asked_again(
+    directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = new_uuids(3)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    directory.region.set(uuids[0], THERE)
+    peek = Deaf(directory, "peek_multi", monkeypatch)
+    peek.away = {uuids[0]: 2, uuids[1]: 1}
+    report = last(directory.verify())
+    assert (report.checked, report.unreachable, report.cached, report.wrong) == (3, 0, 3, 1)
+    assert peek.asked[1:3] == [[uuids[0], uuids[1]], [uuids[0]]]
+    assert all(pause > directory.settings.cache.retry_s for pause in pauses[:2])
+
+
+def test_what_stays_unreachable_is_counted_and_in_no_share(
+    directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, wrong, *_ = uuids = new_uuids(4)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    directory.region.set(wrong, THERE)
+    Deaf(directory, "peek_multi", monkeypatch).away = {away: EVER}
+    report = last(directory.verify())
+    assert (report.checked, report.unreachable, report.cached, report.wrong) == (4, 1, 3, 1)
+    assert report.consistency == pytest.approx(2 / 3)
+    Deaf(directory, "peek_multi", monkeypatch).away = dict.fromkeys(uuids, EVER)
+    report = last(directory.verify())
+    assert (report.checked, report.unreachable, report.cached, report.consistency) == (4, 4, 0, None)
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+@pytest.mark.parametrize("back", [True, False], ids=["comes back", "stays away"])
+def test_a_suspect_is_not_dropped_because_it_could_not_be_looked_at_again(
+    directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch, look: int, back: bool
+) -> None:
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.region.set(uuid, THERE)
+    peek = Deaf(directory, "peek_multi", monkeypatch)
+    begin = Deaf.__call__
+
+    def go_away(self: Deaf, keys: Sequence[str]) -> list[object]:
+        if len(self.asked) == look:
+            self.away = {uuid: 2 if back else EVER}
+        return begin(self, keys)
+
+    monkeypatch.setattr(Deaf, "__call__", go_away)
+    report = last(directory.verify())
+    assert len(peek.asked) > look
+    assert (report.wrong, report.unreachable) == ((1, 0) if back else (0, 1))
+    assert report.cached == report.wrong
+
+
+def test_a_node_that_stays_away_is_waited_for_in_one_batch_only(
+    directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = new_uuids(6)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    mappings = directory._store.mappings
+    monkeypatch.setattr(directory._store, "mappings", lambda **page: mappings(**(page | {"limit": 1})))
+    peek = Deaf(directory, "peek_multi", monkeypatch)
+    peek.away = {uuids[0]: EVER, uuids[1]: EVER, uuids[3]: EVER}
+    assert last(directory.verify()).unreachable == 3
+    asked = [sum(keys == [uuid] for keys in peek.asked) for uuid in uuids]
+    assert asked == [4, 1, 1, 4, 1, 1]  # the third was answered, so there was hope again
+    assert len(pauses) == 6
+
+
+def test_a_repair_that_was_not_confirmed_is_tried_again_and_else_not_counted(
+    directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = new_uuids(3)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    directory.region.set_multi(dict.fromkeys(uuids, THERE))
+    Deaf(directory, "invalidate_multi", monkeypatch).away = {uuids[0]: 2, uuids[1]: EVER}
+    report = last(directory.verify(repair=True))
+    assert (report.wrong, report.repaired) == (3, 2)
+    assert [directory.resolve_cell(uuid).uuid for uuid in uuids] == [HERE, THERE, HERE]
+
+
+def test_a_server_that_was_slow_once_is_compared_in_full(
+    cache_server: Memcached | Redis, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_site(request, tmp_path, "redis" if isinstance(cache_server, Redis) else "memcached") as site:
+        directory = site.open(timeout_s=0.3, retry_s=0.1)
+        uuids = new_uuids(1500)
+        directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+        directory.region.set_multi(dict.fromkeys(uuids, THERE))
+
+        def resume_and_sleep(seconds: float) -> None:
+            cache_server.resume()
+            time.sleep(seconds)
+
+        monkeypatch.setattr(audit, "time", SimpleNamespace(monotonic=time.monotonic, sleep=resume_and_sleep))
+        cache_server.suspend()
+        report = last(directory.verify(repair=True))
+        assert (report.checked, report.unreachable, report.wrong, report.repaired) == (1500, 0, 1500, 1500)
+        assert {cell.uuid for cell in directory.resolve_cells(uuids).values()} == {HERE}
+
+
 @pytest.mark.slow
 def test_a_sample_looks_at_about_so_many(directory: CellDirectory) -> None:
     directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(1000))
     assert last(directory.verify(sample=250)).checked == 250
     assert last(directory.verify(sample=1)).checked == 1
-
-
-def test_an_empty_table_is_consistent(directory: CellDirectory) -> None:
-    assert last(directory.verify(sample=10)) == last(directory.verify()) == VerifyReport()
 
 
 def test_nonsense_is_refused(directory: CellDirectory) -> None:
@@ -145,14 +292,97 @@ def test_command_says_what_is_wrong_and_repairs_on_request(
     assert main(verify) == 0
 
 
+@pytest.mark.slow
+def test_command_says_what_it_could_not_ask(
+    here: tuple[CellDirectory, Path],
+    capsys: pytest.CaptureFixture[str],
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory, config = here
+    away, wrong, *_ = uuids = new_uuids(10)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    unreachable = {away}
+    peek = MemoryBackend.peek_multi
+    monkeypatch.setattr(
+        MemoryBackend,
+        "peek_multi",
+        lambda self, keys: [
+            Absent.UNREACHABLE if key in unreachable else entry
+            for key, entry in zip(keys, peek(self, keys), strict=True)
+        ],
+    )
+    verify = ["--config", str(config), "verify"]
+    assert main(verify) == 4
+    captured = capsys.readouterr()
+    assert "did not answer for 1 instances" in captured.err
+    assert captured.out.split()[:4] == ["instances", "looked", "at", "10"]
+    assert main([*verify, "--json"]) == 4
+    report = json.loads(capsys.readouterr().out)
+    assert (report["checked"], report["unreachable"], report["consistency"]) == (10, 1, 1.0)
+    directory.region.set(wrong, THERE)
+    assert main(verify) == 1
+    unreachable.update(uuids)
+    assert main(verify) == 4
+    assert "nothing was compared" in capsys.readouterr().out
+    assert main([*verify, "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["consistency"] is None
+
+
+@pytest.mark.slow
+def test_command_says_what_it_could_not_repair(
+    here: tuple[CellDirectory, Path],
+    capsys: pytest.CaptureFixture[str],
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory, config = here
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.region.set(uuid, THERE)
+    monkeypatch.setattr(MemoryBackend, "invalidate_multi", lambda _, keys: [False] * len(keys))
+    assert main(["--config", str(config), "verify", "--repair", "--json"]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["wrong"], report["repaired"]) == (1, 0)
+    assert "1 wrong answers are still there" in captured.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("checked", "wrong", "text"),
+    ("error", "code"), [(KeyboardInterrupt(), 130), (DatabaseUnavailable("it is away"), 3)], ids=["Ctrl-C", "database"]
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_interrupted_command_prints_what_it_has_seen_as_it_was_asked_to(
+    here: tuple[CellDirectory, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    at: int,
+) -> None:
+    _, config = here
+
+    def interrupted(*_: object, **__: object) -> Iterator[VerifyReport]:
+        yield from [VerifyReport(), VerifyReport(checked=1000, cached=1000)][:at]
+        raise error
+
+    monkeypatch.setattr(CellDirectory, "verify", interrupted)
+    assert main(["--config", str(config), "verify", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["checked"] == (1000 if at == 2 else 0)
+    assert main(["--config", str(config), "verify"]) == code
+    assert "instances looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cached", "wrong", "text"),
     [
+        (0, 0, "nothing was compared"),
         (1000, 0, "100 %"),
         (1000, 1, "99.90 % (3 nines)"),
         (10_000, 1, "99.990 % (4 nines)"),
         (10, 5, "50.0 % (0 nines)"),
     ],
 )
-def test_consistency_is_shown_with_its_nines(checked: int, wrong: int, text: str) -> None:
-    assert with_nines(VerifyReport(checked=checked, wrong=wrong)) == text
+def test_consistency_is_shown_with_its_nines(cached: int, wrong: int, text: str) -> None:
+    assert with_nines(VerifyReport(checked=20_000, cached=cached, wrong=wrong)) == text

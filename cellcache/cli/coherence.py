@@ -42,29 +42,31 @@ def verify(
     """Compare the cache with the table: all instances, or a sample.
 
     A difference counts if it is still there a second later: until then a writer may have been at work. Takes no
-    leases, so it changes nothing unless you say --repair. Exit code 1 if something was wrong, repaired or not.
+    leases, so it changes nothing unless you say --repair. Exit code 1 if something was wrong, repaired or not; else 4
+    if a cache node did not answer for some instances, though it was asked several times.
 
     It sees what the table has: an entry of an instance that was pruned is not looked for.
     """
     if forever and session.json:
         raise UsageProblem("--forever has no end, and so no document to print: leave --json or --forever out")
     with session.directory() as directory:
-        report = _verify(directory, sample, rate, repair=repair)
-        wrong = report.wrong
+        report = _verify(session, directory, sample, rate, repair=repair)
         while forever:
-            if not session.json:
-                _print_report(report, repair=repair)
-            report = _verify(directory, sample, rate, repair=repair)
-            wrong += report.wrong
-    if session.json:
-        print_json(asdict(report) | {"consistency": report.consistency})
-    else:
-        _print_report(report, repair=repair)
-    if wrong:
+            report = _verify(session, directory, sample, rate, repair=repair)
+    if repair and report.repaired < report.wrong:
+        complain(f"{report.wrong - report.repaired:,} wrong answers are still there: their cache node did not answer")
+    if report.wrong:
         raise typer.Exit(ExitCode.NO)
+    if report.unreachable:
+        complain(
+            f"cache nodes did not answer for {report.unreachable:,} instances; `cellcache doctor` says which are away"
+        )
+        raise typer.Exit(ExitCode.CACHE)
 
 
-def _verify(directory: CellDirectory, sample: int | None, rate: float | None, *, repair: bool) -> VerifyReport:
+def _verify(
+    session: Session, directory: CellDirectory, sample: int | None, rate: float | None, *, repair: bool
+) -> VerifyReport:
     report = VerifyReport()
     try:
         with progress() as bar:
@@ -72,9 +74,11 @@ def _verify(directory: CellDirectory, sample: int | None, rate: float | None, *,
             task = bar.add_task("compared", total=total)
             for report in directory.verify(sample=sample, rate_per_s=rate, repair=repair):
                 bar.update(task, completed=report.checked, description=f"{report.wrong:,} wrong")
-    except (KeyboardInterrupt, DatabaseUnavailable):
-        _print_report(report, repair=repair)  # what was seen so far is worth knowing
-        raise
+    finally:  # if it was interrupted, what was seen so far is worth knowing
+        if session.json:
+            print_json(asdict(report) | {"consistency": report.consistency})
+        else:
+            _print_report(report, repair=repair)
     return report
 
 
@@ -87,7 +91,8 @@ def _print_report(report: VerifyReport, *, repair: bool) -> None:
         print_table(("instance", "the cache says", "the table says"), rows, whole=("instance",))
         print_line()
     fields: dict[str, object] = {
-        "instances compared": f"{report.checked:,}",
+        "instances looked at": f"{report.checked:,}",
+        "of them unreachable": f"{report.unreachable:,}",
         "of them in the cache": f"{report.cached:,}",
         "consistent": with_nines(report),
         "wrong": f"{report.wrong:,}",
@@ -96,10 +101,12 @@ def _print_report(report: VerifyReport, *, repair: bool) -> None:
 
 
 def with_nines(report: VerifyReport) -> str:
-    """Return the consistency as a percentage with as many digits as the number of instances can carry."""
+    """Return the consistency as a percentage with as many digits as the number of answers can carry."""
+    if report.consistency is None:
+        return "nothing was compared"
     if not report.wrong:
         return "100 %"
-    digits = max(1, len(str(report.checked)) - 2)
+    digits = max(1, len(str(report.cached)) - 2)
     percent = 100 * report.consistency
     nines = len(f"{report.consistency:.12f}"[2:]) - len(f"{report.consistency:.12f}"[2:].lstrip("9"))
     return f"{percent:.{digits}f} % ({nines} nine{'' if nines == 1 else 's'})"

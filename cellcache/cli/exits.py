@@ -40,7 +40,7 @@ MEANINGS = {
     ExitCode.NO: "the answer is no (not mapped, a conflict), or a check found a fault",
     ExitCode.USAGE: "the command line or the configuration cannot be used",
     ExitCode.DATABASE: "a database did not answer, or lacks the tables",
-    ExitCode.CACHE: "a cache node is away and writes are to be refused, or it is too old",
+    ExitCode.CACHE: "a cache node is away and was needed (verify, writes that are to be refused), or it is too old",
     ExitCode.BUG: "an error that nobody foresaw: please report it",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
     ExitCode.BROKEN_PIPE: "whoever read the output has gone",
