@@ -14,8 +14,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import UUID
 
 from cellcache.codec import Undecodable, decode
 from cellcache.errors import InvalidValue
@@ -27,7 +29,6 @@ T = TypeVar("T")
 _LOOKS_AFTER_S = (0.05, 0.2, 0.75)
 _TRIES = 4  # of what a node did not answer: another thread of ours may be the one that its breaker lets through
 _PAUSE_S = 0.5
-_SAMPLE = 100  # rows read at each of a sample's random places
 _SHOWN = 100  # differences that a report keeps
 
 
@@ -115,12 +116,28 @@ class Audit:
             yield {row.instance_uuid: row.cell_uuid for row in rows}
 
     def _sampled(self, size: int) -> Iterator[dict[str, str]]:
-        first, last = self._store.id_range()
-        while size > 0 and last:
-            after = random.randint(first, last) - 1  # noqa: S311 - not a secret
-            rows = self._store.mappings(project_id=None, cell_uuid=None, after=after, limit=min(size, _SAMPLE))
-            size -= len(rows)
-            yield {row.instance_uuid: row.cell_uuid for row in rows}
+        """Walk the index on UUIDs from a random place to its end, and on from its beginning to that place.
+
+        UUIDs are random, so neighbours there have nothing else in common, and it is as likely to look at the one as at
+        the other. Those that somebody chose may lie close together: then a sample has many of a group, or none.
+        """
+        place = self._random_place()
+        for after, last in ((place, None), ("", place)):
+            while size > 0 and (rows := self._store.mapped_between(after, last, limit=min(size, 1000))):
+                size -= len(rows)
+                after, _ = rows[-1]  # noqa: PLW2901
+                yield dict(rows)
+
+    def _random_place(self) -> str:
+        """Return any UUID, or, every other time, one between the first and the last that are mapped.
+
+        Where they were numbered, nearly all UUIDs lie behind the last: every walk from those begins at the first.
+        """
+        low, high = 0, 2**128 - 1
+        if random.getrandbits(1):
+            with suppress(TypeError, ValueError):  # the table is empty, or one of the two is no UUID
+                low, high = sorted(UUID(end).int for end in self._store.uuid_range())
+        return str(UUID(int=random.randint(low, high)))  # noqa: S311 - not a secret
 
     def _lasting(self, suspects: Mapping[str, bytes]) -> tuple[list[Difference], set[str]]:
         """Look again until only those are left whose old value still stands and still is not what the table says.

@@ -381,7 +381,7 @@ class CellDirectory:
     def verify(
         self, *, sample: int | None = None, rate_per_s: float | None = None, repair: bool = False
     ) -> Iterator[VerifyReport]:
-        """Compare the cache with the table: all instances, or about `sample` of them from random places.
+        """Compare the cache with the table: all instances, or `sample` different ones, drawn by their UUIDs.
 
         Yields the report as it stands, at once and after each batch; stop whenever you like. Goes no faster than
         `rate_per_s` instances a second. With `repair`, removes what is wrong; without, it changes nothing. A

@@ -133,11 +133,22 @@ class Store:
             )
         return [instance_of(row) for row in self._read(lambda connection: connection.execute(query).all())]
 
-    def id_range(self) -> tuple[int, int]:
-        """Return the least and the greatest `id`; zeros for an empty table."""
-        query = select(func.min(instance_mapping.c.id), func.max(instance_mapping.c.id))
-        first, last = self._read(lambda connection: connection.execute(query).one())
-        return first or 0, last or 0
+    def mapped_between(self, after: str, last: str | None, *, limit: int) -> list[tuple[str, str]]:
+        """Return up to `limit` instances and their cells in the order of the index on instances' UUIDs.
+
+        They stand behind `after` and, unless it is None, not behind `last`.
+        """
+        uuid = instance_mapping.c.instance_uuid
+        query = select(uuid, instance_mapping.c.cell_uuid).where(uuid > after).order_by(uuid).limit(limit)
+        if last is not None:
+            query = query.where(uuid <= last)
+        return [(row[0], row[1]) for row in self._read(lambda connection: connection.execute(query).all())]
+
+    def uuid_range(self) -> tuple[str | None, str | None]:
+        """Return the first and the last UUID in that index; Nones for an empty table."""
+        uuid = instance_mapping.c.instance_uuid
+        first, last = self._read(lambda connection: connection.execute(select(func.min(uuid), func.max(uuid))).one())
+        return first, last
 
     def cells(self) -> list[CellMapping]:
         query = select_cells.order_by(cell_mapping.c.id)

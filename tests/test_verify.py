@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import insert
 
 from cellcache import CellDirectory, DatabaseUnavailable, InvalidValue, VerifyReport, audit
 from cellcache.backends.memory import MemoryBackend
 from cellcache.cli import main
 from cellcache.cli.coherence import with_nines
 from cellcache.protocol import Absent, Seen
-from tests.directories import CACHES, HERE, THERE, Site, new_uuids, open_site
+from cellcache.tables import instance_mapping
+from tests.directories import CACHES, DATABASES, HERE, THERE, Site, new_uuids, open_site
 from tests.servers import Memcached, Redis
 
 
@@ -247,11 +250,94 @@ def test_a_server_that_was_slow_once_is_compared_in_full(
         assert {cell.uuid for cell in directory.resolve_cells(uuids).values()} == {HERE}
 
 
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=DATABASES)
+def databased(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, "memory", request.param) as site:
+        yield site
+
+
+def looked_at(directory: CellDirectory, size: int) -> list[str]:
+    """Return the instances of one sample, each as often as it was looked at."""
+    seen: list[str] = []
+    peek = directory._backend.peek_multi
+
+    def noted(keys: Sequence[str]) -> list[Seen]:
+        seen.extend(keys)
+        return peek(keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory._backend, "peek_multi", noted)
+        report = last(directory.verify(sample=size))
+    assert report.checked == len(seen)
+    return seen
+
+
 @pytest.mark.slow
-def test_a_sample_looks_at_about_so_many(directory: CellDirectory) -> None:
-    directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(1000))
-    assert last(directory.verify(sample=250)).checked == 250
-    assert last(directory.verify(sample=1)).checked == 1
+def test_a_sample_looks_at_so_many_different_instances(databased: Site) -> None:
+    directory = databased.open()
+    old, new = new_uuids(1200), new_uuids(50)
+    directory.map_instances((uuid, HERE, "project") for uuid in old)
+    gap = "UPDATE instance_mapping SET id = id + 1000000 WHERE instance_uuid IN ('{}')"
+    directory.map_instances((uuid, HERE, "project") for uuid in new)
+    databased.run(gap.format("','".join(new)))
+    for size in (1, 250, 1001, 1250, 5000):
+        seen = looked_at(directory, size)
+        assert len(seen) == len(set(seen)) == min(size, 1250)
+        assert set(seen) <= {*old, *new}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "numbered", "one end is no UUID"])
+def test_every_instance_is_in_a_sample_sooner_or_later(databased: Site, kind: str) -> None:
+    directory = databased.open()
+    uuids = [str(UUID(int=number)) for number in range(1, 6)] if kind == "numbered" else new_uuids(5)
+    directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+    if kind == "one end is no UUID":
+        databased.run("UPDATE instance_mapping SET instance_uuid = 'zz' WHERE id = 1")
+        uuids = uuids[1:]
+    seen: set[str] = set()
+    for _ in range(1000):  # the rarest of five random ones is drawn once in fifty
+        seen |= set(looked_at(directory, 1)) - {"zz"}
+        if seen == set(uuids):
+            break
+    assert seen == set(uuids)
+
+
+@pytest.mark.slow
+def test_a_sample_ends_where_the_rows_vanish_meanwhile(databased: Site) -> None:
+    directory = databased.open()
+    directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(2500))
+    reports = directory.verify(sample=10_000)
+    next(reports)
+    next(reports)
+    databased.run("DELETE FROM instance_mapping")
+    assert list(reports) == []
+
+
+@pytest.mark.slow
+def test_a_sample_is_read_by_the_index(databased: Site) -> None:
+    databased.run(
+        insert(instance_mapping).values(
+            [{"instance_uuid": uuid, "cell_uuid": HERE, "project_id": "project"} for uuid in new_uuids(8000)]
+        )
+    )
+    if databased.database_url.startswith("sqlite"):
+        explain = "EXPLAIN QUERY PLAN"
+    else:
+        explain = "EXPLAIN"
+        databased.run("ANALYZE" if "postgresql" in databased.database_url else "ANALYZE TABLE instance_mapping")
+    place = new_uuids(1)[0]
+    for rest in (f"> '{place}'", f"> '' AND instance_uuid <= '{place}'"):
+        plan = databased.run(
+            f"{explain} SELECT instance_uuid, cell_uuid FROM instance_mapping WHERE instance_uuid {rest} "
+            "ORDER BY instance_uuid LIMIT 100"
+        )
+        assert "uniq_instance_mapping_instance_uuid" in str(plan), plan
+        assert "sort" not in str(plan).lower()
+        assert "b-tree" not in str(plan).lower()
 
 
 def test_nonsense_is_refused(directory: CellDirectory) -> None:

@@ -30,7 +30,7 @@ def verify(
     session: Session,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="About so many instances, from random places.", show_default=False),
+        typer.Option(min=1, metavar="N", help="So many different instances, drawn at random.", show_default=False),
     ] = None,
     rate: Annotated[
         float | None,
