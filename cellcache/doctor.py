@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, make_url, text
+from sqlalchemy import Connection, inspect, make_url, select, text
 
 from cellcache import schema
 from cellcache.config import DatabaseSettings, Settings
 from cellcache.database import database_errors, open_engine
+from cellcache.database_clock import DatabaseTime
 from cellcache.directory import CellDirectory
 from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
 from cellcache.masking import mask_text, mask_url
@@ -27,6 +28,7 @@ from cellcache.protocol import NodeStatus
 _PINGS = 5
 _CELLS_AT_ONCE = 16
 _OVERDUE_S = 60.0
+_CLOCK_IS_WRONG_S = 60.0
 
 _VERSION_OF = {
     "mysql": "SELECT VERSION()",
@@ -61,6 +63,7 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
     yield database
     readable = database.level is not Level.PROBLEM
     if readable:
+        yield _clock(settings.database)
         tables = _tables(settings)
         yield tables
         readable = tables.level is not Level.PROBLEM
@@ -125,6 +128,40 @@ def _round_trip_s(connection: Connection) -> float:
         connection.exec_driver_sql("SELECT 1").close()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def _clock(settings: DatabaseSettings) -> Finding:
+    """Say how far this host's clock is from the database's. A note at most: no lookup, write or prune goes by it.
+
+    The database told its time, in whole seconds, at some moment between two looks at ours: so much is not known.
+    """
+    what, name, url = "clock", "this host's", settings.url.get_secret_value()
+    engine = open_engine(
+        url, pool_size=1, timeout_s=settings.timeout_s, connect_timeout_s=settings.connect_timeout_s, use="cell"
+    )
+    try:
+        with database_errors(url), engine.connect() as connection:
+            before = time.time()
+            second = connection.execute(select(DatabaseTime())).scalar_one().timestamp()
+            after = time.time()
+    except CellCacheError as error:
+        return Finding(what=what, name=name, level=Level.PROBLEM, says=str(error), advice="See the database.")
+    finally:
+        engine.dispose()
+    ahead_s, unknown_s = (before + after - second - (second + 1)) / 2, (after - before + 1) / 2
+    if abs(ahead_s) <= unknown_s:
+        return Finding(what=what, name=name, says="in step with the database's")
+    says = f"{abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
+    if abs(ahead_s) - unknown_s <= _CLOCK_IS_WRONG_S:
+        return Finding(what=what, name=name, says=says)
+    return Finding(
+        what=what,
+        name=name,
+        level=Level.NOTE,
+        says=says,
+        advice="Put the wrong one right (chronyc tracking, timedatectl). Log lines and the dates of certificates go by "
+        "this host's, and so do the entries of a dogpile.cache backend that is not ours.",
+    )
 
 
 def _tables(settings: Settings) -> Finding:

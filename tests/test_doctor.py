@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +37,10 @@ def examine(deployment: Deployment, *arguments: str, code: int = 0) -> Findings:
     return findings
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    monkeypatch.setattr("cellcache.doctor.time", SimpleNamespace(time=clock, perf_counter=time.perf_counter))
+
+
 def problems(findings: Findings) -> set[str]:
     return {finding["what"] for each in findings.values() for finding in each if finding["level"] == "problem"}
 
@@ -48,7 +56,7 @@ def memcached_configuration(deployment: Deployment, *addresses: str) -> None:
 def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
     deployment.ok("cell", "create", "one", "--database-connection", deployment.cell_database("one"))
     findings = examine(deployment)
-    assert list(findings) == ["database", "tables", "cache", "cache node", "invalidations", "cell"]
+    assert list(findings) == ["database", "clock", "tables", "cache", "cache node", "invalidations", "cell"]
     assert all(finding["level"] == "fine" for each in findings.values() for finding in each)
     assert findings["database"][0]["version"] == sqlite3.sqlite_version
     assert findings["database"][0]["round_trip_s"] > 0
@@ -77,6 +85,35 @@ def test_a_database_server_says_its_version(deployment: Deployment, kind: str, r
     (finding,) = examine(deployment)["database"]
     assert finding["version"][0].isdigit()
     assert ":***@" in finding["name"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "level", "says"),
+    [
+        (0.0, "fine", "in step with the database's"),
+        (30.0, "fine", r"(29|30|31) s ahead of the database's"),
+        (-30.0, "fine", r"(29|30|31) s behind the database's"),
+        (-90.0, "note", r"(89|90|91) s behind the database's"),
+        (7200.0, "note", r"7,(199|200|201) s ahead of the database's"),
+    ],
+)
+def test_a_clock_that_differs_from_the_databases_is_a_note(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, ahead_s: float, level: str, says: str
+) -> None:
+    set_clock(monkeypatch, lambda: time.time() + ahead_s)
+    (finding,) = examine(deployment, "--no-cells")["clock"]
+    assert finding["level"] == level
+    assert re.fullmatch(says, finding["says"])
+
+
+def test_what_asking_for_the_time_takes_is_not_blamed_on_the_clock(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute and a half from question to answer: the clocks may agree, so nothing is said against ours."""
+    looks = iter((0.0, 90.0))
+    set_clock(monkeypatch, lambda: time.time() + next(looks))
+    (finding,) = examine(deployment, "--no-cells")["clock"]
+    assert finding["says"] == "in step with the database's"
 
 
 def test_missing_tables_are_a_problem_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
