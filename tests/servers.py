@@ -25,7 +25,7 @@ import sqlalchemy
 
 from tests.server_process import Server
 
-Kind = Literal["memcached", "redis", "mariadb", "postgresql"]
+Kind = Literal["memcached", "redis", "mariadb", "postgresql", "faketime"]
 
 _USER = "cellcache"
 
@@ -217,7 +217,7 @@ class PostgreSQL(DatabaseServer):
 
 
 # What each kind needs: Debian's packages, the programs, a driver.
-_NEEDS: dict[Kind, tuple[str, tuple[str, ...], str]] = {
+_NEEDS: dict[Kind, tuple[str, tuple[str, ...], str | None]] = {
     "memcached": ("memcached", ("memcached",), "pymemcache"),
     "redis": ("redis-server", ("redis-server",), "redis"),
     "mariadb": (
@@ -226,6 +226,7 @@ _NEEDS: dict[Kind, tuple[str, tuple[str, ...], str]] = {
         "pymysql",
     ),
     "postgresql": ("postgresql", ("initdb", "postgres", "pg_isready"), "psycopg"),
+    "faketime": ("faketime", ("faketime",), None),  # no server: it shows a process another time than the host's
 }
 
 
@@ -235,7 +236,7 @@ def missing(kind: Kind) -> str | None:
     absent = [program for program in programs if _find(program) is None]
     if absent:
         return f"{kind}: {' and '.join(absent)} not found; install it with `apt-get install {packages}`"
-    if importlib.util.find_spec(driver) is None:
+    if driver is not None and importlib.util.find_spec(driver) is None:
         return f"{kind}: the driver {driver} is missing; install it with `pip install 'cellcache[redis,postgresql]'`"
     if _find("setpriv") is None:
         return f"{kind}: setpriv not found; install it with `apt-get install util-linux`"
