@@ -19,8 +19,9 @@ from sqlalchemy import URL, make_url
 from cellcache.codec import MAPPED_SIZE
 from cellcache.config_problems import Contradiction, Origin, Problem, explain
 from cellcache.config_sources import (
-    FILE_VARIABLE,
     PREFIX,
+    demand_no_blanks,
+    file_of,
     no_origin,
     origin_of,
     overlay,
@@ -61,7 +62,10 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_secrets(cls, data: Any) -> Any:
-        return read_secrets(cls.section, list(cls.model_fields), data) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        demand_no_blanks(cls.section, data, {key: field.default for key, field in cls.model_fields.items()})
+        return read_secrets(cls.section, list(cls.model_fields), data)
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
@@ -251,10 +255,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
-        """Read the file named, else the one that CELLCACHE_CONFIG names, else none; the environment wins over it."""
-        chosen = path if path is not None else os.environ.get(FILE_VARIABLE)
-        place = Path(chosen) if chosen else None
-        file = read_file(place) if place else {}
+        """Read the file named, else the one that CELLCACHE_CONFIG names, else none; the environment wins over it.
+
+        A blank name is a ConfigError, never "none": that would be another database.
+        """
+        place = file_of(path)
+        file = {} if place is None else read_file(place)
         environment = read_environment(cls, _keys())
         settings = cls.__new__(cls)
         _fill(settings, overlay(file, environment), origin_of(place, file, environment))

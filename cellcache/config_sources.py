@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from cellcache.config_problems import Contradiction, Keys, Origin, Problem, did_you_mean
 from cellcache.errors import ConfigError
+from cellcache.texts import is_blank
 
 PREFIX = "CELLCACHE_"
 FILE_VARIABLE = "CELLCACHE_CONFIG"
@@ -22,6 +24,16 @@ FILE_VARIABLE = "CELLCACHE_CONFIG"
 _is_kubernetes_link = re.compile(
     r"CELLCACHE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 ).fullmatch
+
+
+def file_of(given: str | os.PathLike[str] | None) -> Path | None:
+    """Return the file to read: the one given, else the one that the environment names, else None."""
+    chosen, what = given, "the name of the configuration file"
+    if given is None:
+        chosen, what = os.environ.get(FILE_VARIABLE), f"environment variable {FILE_VARIABLE}"
+    if isinstance(chosen, str) and is_blank(chosen):
+        raise ConfigError(f"{what} is blank: name a file, or leave it out altogether to go without one")
+    return None if chosen is None else Path(chosen)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -41,19 +53,25 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_environment(model: type[BaseSettings], keys: Keys) -> dict[str, Any]:
-    """Return what the environment says; raise ConfigError for each CELLCACHE_ variable that is in no section."""
+    """Return what the environment says; raise ConfigError for each CELLCACHE_ variable that is blank or in no section.
+
+    A variable that is set to nothing is most likely one that should have been set to something.
+    """
     known = ["CONFIG", *(f"{section}__{key}".upper() for section in keys for key in keys[section])]
     sections = tuple(_variable(section, "") for section in keys)
-    strays = [
-        name
-        for name in sorted(map(str.upper, os.environ))
-        if name.startswith(PREFIX) and name != FILE_VARIABLE and not name.startswith(sections)
-        if not _is_kubernetes_link(name)
-    ]
+    ours = {
+        name.upper(): value
+        for name, value in sorted(os.environ.items())
+        if name.upper().startswith(PREFIX) and name.upper() != FILE_VARIABLE and not _is_kubernetes_link(name.upper())
+    }
+    strays = [name for name in ours if not name.startswith(sections)]
     if strays:
         pattern = f"; a key's variable is {PREFIX}<SECTION>__<KEY>"
         hints = [did_you_mean(name.removeprefix(PREFIX), known, PREFIX) or pattern for name in strays]
         lines = [f"environment variable {name} names no key{hint}" for name, hint in zip(strays, hints, strict=True)]
+        raise ConfigError("\n".join(lines))
+    if blanks := [name for name, value in ours.items() if is_blank(value)]:
+        lines = [f"environment variable {name} is blank: give it a value, or unset it" for name in blanks]
         raise ConfigError("\n".join(lines))
     return EnvSettingsSource(model)()
 
@@ -65,6 +83,17 @@ def overlay(file: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str
         below = kept.get(key)
         kept[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return kept
+
+
+def demand_no_blanks(section: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise Contradiction for each key whose value is a blank text, unless that is what it has when it is not set."""
+    problems = []
+    for key, value in values.items():
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and is_blank(text) and text != defaults.get(key):
+            problems.append(Problem(section, key, value, "is blank: give it a value, or leave it out"))
+    if problems:
+        raise Contradiction(problems)
 
 
 def read_secrets(section: str, keys: list[str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -274,11 +274,15 @@ class CellDirectory:
         after: int | None = None,
         limit: int = 1000,
     ) -> list[InstanceMapping]:
-        """Return up to `limit` rows in the order of their `id`; pass the last one's as `after` for the next page."""
+        """Return up to `limit` rows in the order of their `id`; pass the last one's as `after` for the next page.
+
+        None restricts nothing. A blank is no way to say so: it raises InvalidValue, or InvalidUUID.
+        """
         if not 1 <= limit <= 100_000:
             raise InvalidValue(f"limit {limit} is not between 1 and 100,000")
+        project = None if project_id is None else demand_text("project_id", project_id, longest=LONGEST_NAME)
         cell = None if cell_uuid is None else canonical_uuid(cell_uuid)
-        return self._store.mappings(project_id=project_id, cell_uuid=cell, after=after, limit=limit)
+        return self._store.mappings(project_id=project, cell_uuid=cell, after=after, limit=limit)
 
     @contextmanager
     def connect_cell(self, instance_uuid: str | UUID) -> Iterator[Connection]:

@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 from cellcache.differences import OPTIONS, find_differences
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
+from cellcache.texts import LONGEST_NAME, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside, joined_options
 
@@ -109,6 +110,7 @@ def downgrade(
 def _run(
     step: Callable[..., None], url: URL, revision: str, *, sql: bool, output: TextIO | None, lock_timeout_s: float
 ) -> None:
+    demand_text("revision", revision, longest=LONGEST_NAME)
     config = _config(output or sys.stdout)
     config.attributes["options"] = OPTIONS
     with _ONE_THREAD, _alembic_errors(revision):

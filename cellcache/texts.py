@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from cellcache.errors import InvalidValue
 
@@ -13,12 +14,20 @@ _begins_like_a_url = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,63}://").match
 _refused_by_some_database = re.compile("[\0\ud800-\udfff]").search
 
 
-def demand_text(what: str, value: object, *, longest: int, shortest: int = 1, secret: bool = False) -> str:
-    """Return a text of so many characters, without NUL and lone surrogates; `secret` ones are never quoted."""
-    if isinstance(value, str) and shortest <= len(value) <= longest and not _refused_by_some_database(value):
+def is_blank(text: str) -> bool:
+    """Return whether there is nothing to see in it: no letter, digit, punctuation mark or symbol.
+
+    That is what a shell makes of a variable that is not set, and "no restriction" is what it must never mean.
+    """
+    return not any(unicodedata.category(character)[0] in "LNPS" for character in text)
+
+
+def demand_text(what: str, value: object, *, longest: int, secret: bool = False) -> str:
+    """Return a text that is not blank and has no NUL and no lone surrogates; `secret` ones are never quoted."""
+    if isinstance(value, str) and len(value) <= longest and not (_refused_by_some_database(value) or is_blank(value)):
         return value
     shown = "" if secret else f" {repr(value)[:40]}"
-    raise InvalidValue(f"{what}{shown} is not a text of {shortest} to {longest} characters that a database can hold")
+    raise InvalidValue(f"{what}{shown} is not a text of 1 to {longest} characters, not blank, that a database can hold")
 
 
 def demand_transport_url(value: object) -> str:

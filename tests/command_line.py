@@ -7,16 +7,17 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from cellcache import schema
-from cellcache.cli import main
+from cellcache.cli import app, main
 
 PASSWORD = "Hunter-2-hunter"  # planted in URLs, and looked for in every output
 
@@ -100,9 +101,22 @@ def make_deployment(folder: Path, capture: pytest.CaptureFixture[str], *, migrat
     return deployment
 
 
+def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path of each command, and the command as the parser has it."""
+
+    def walk(group: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name, found in group.commands.items():
+            if hasattr(found, "commands"):
+                yield from walk(found, (*path, name))
+            else:
+                yield (*path, name), found
+
+    return walk(typer.main.get_command(app), ())
+
+
 def command(*arguments: str) -> list[str]:
     """Return what starts the command line in a process of its own."""
-    return [sys.executable, "-c", "import sys; from cellcache.cli import main; sys.exit(main())", *arguments]
+    return [sys.executable, "-c", "import sys; from cellcache.cli import app, main; sys.exit(main())", *arguments]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

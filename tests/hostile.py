@@ -1,4 +1,4 @@
-"""What a caller may send in place of a UUID."""
+"""What a caller may send in place of a UUID, and what a shell sends where a variable is not set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import uuid
 from typing import Any
 
 import pytest
+
+BLANKS = ["", "  ", "\t", "\N{NO-BREAK SPACE}", "\N{ZERO WIDTH SPACE}\ufeff"]
+"""Texts in which there is nothing to see."""
 
 _GOOD = "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab"
 _FULLWIDTH = {ord(digit): ord(digit) + 0xFEE0 for digit in "0123456789abcdef"}

@@ -105,7 +105,8 @@ def create(
     if database is None:
         raise UsageProblem(f"give --database-connection, --database-connection-file or ${DATABASE_VARIABLE}")
     with session.directory() as directory:
-        _print_cell(session, directory.create_cell(name, database, transport or _NO_QUEUE, uuid=uuid))
+        cell = directory.create_cell(name, database, _NO_QUEUE if transport is None else transport, uuid=uuid)
+        _print_cell(session, cell)
 
 
 @command(app, "list", "cellcache cell list", "cellcache cell list --json | jq -r .uuid")

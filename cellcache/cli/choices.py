@@ -13,6 +13,7 @@ import typer
 from cellcache.cli.exits import UsageProblem
 from cellcache.errors import CellNotFound, ConfigError, InvalidUUID
 from cellcache.model import CellMapping, canonical_uuid
+from cellcache.texts import is_blank
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _duration = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)").fullmatch
@@ -53,11 +54,18 @@ def secret_url(option: str, given: str | None, file: str | None, variable: str |
     if given == "-":
         given, file = None, "-"
     if file is None:
-        return os.environ.get(variable) if given is None and variable else given
+        return _from_environment(variable) if given is None and variable else given
     try:
         text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option}-file {file}: {error}") from error
-    if not text.strip():
+    if is_blank(text):
         raise ConfigError(f"{option}-file {file}: holds nothing")
     return text.strip()
+
+
+def _from_environment(variable: str) -> str | None:
+    value = os.environ.get(variable)
+    if value is not None and is_blank(value):
+        raise UsageProblem(f"environment variable {variable} is blank: give it a value, or unset it")
+    return value

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
@@ -18,13 +17,14 @@ from cellcache.cli.exits import ExitCode
 from cellcache.cli.logs import log_to_stderr
 from cellcache.config import Settings
 from cellcache.directory import CellDirectory
+from cellcache.texts import is_blank
 
 P = ParamSpec("P")
 
 _PANEL = "For every command"
 
 ConfigOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--config",
         "-c",
@@ -46,7 +46,7 @@ VerboseOption = Annotated[
 class Session:
     """What one run was asked for on top of its command."""
 
-    config: Path | None = None
+    config: str | None = None
     json: bool = False
     verbose: bool = False
 
@@ -62,10 +62,21 @@ def enter(
     ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False, verbose: VerboseOption = False
 ) -> Session:
     """Return the session with what this level of the command line adds, for the levels below it to find."""
+    _refuse_blanks(ctx)
     outer: Session = ctx.obj or Session()
-    session = Session(config or outer.config, json or outer.json, verbose or outer.verbose)
+    session = Session(outer.config if config is None else config, json or outer.json, verbose or outer.verbose)
     ctx.obj = session
     return session
+
+
+def _refuse_blanks(ctx: typer.Context) -> None:
+    """Refuse a blank text for any option or argument: an unset shell variable must not mean "all", or "the default"."""
+    parameters: Iterable[Any] = ctx.command.params
+    for parameter in parameters:
+        given = ctx.params.get(parameter.name or "")
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(value, str) and is_blank(value):
+                raise typer.BadParameter("it is blank; is a variable not set?", ctx=ctx, param=parameter)
 
 
 def group(name: str, purpose: str) -> typer.Typer:
@@ -101,7 +112,7 @@ def command(
     def register(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
         call: Callable[..., None] = function
 
-        def run(*, ctx: typer.Context, config: Path | None, json: bool, verbose: bool, **given: Any) -> None:
+        def run(*, ctx: typer.Context, config: str | None, json: bool, verbose: bool, **given: Any) -> None:
             session = enter(ctx, config, json, verbose)
             log_to_stderr(verbose=session.verbose)
             call(session, **given)

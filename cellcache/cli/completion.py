@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from cellcache.cli.commands import Session
@@ -13,9 +11,10 @@ from cellcache.errors import CellCacheError
 def complete_cell(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the cells by name with their UUIDs, or by UUID; nothing where the database cannot be asked."""
     levels = (ctx, ctx.parent, ctx.find_root())
-    config = next((level.params["config"] for level in levels if level and level.params.get("config")), None)
+    given = [level.params.get("config") for level in levels if level]
+    config = next((file for file in given if file is not None), None)
     try:
-        with Session(Path(config) if config else None).directory() as directory:
+        with Session(config).directory() as directory:
             cells = directory.list_cells()
     except CellCacheError:
         return []

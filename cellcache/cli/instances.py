@@ -51,12 +51,12 @@ def map_(
 ) -> None:
     """Map an instance to its cell, or many at once from CSV. Repeating the same mapping changes nothing."""
     if source is not None:
-        if uuid or cell or project:
+        if (uuid, cell, project) != (None, None, None):
             raise UsageProblem("give --from FILE, or one UUID with --cell and --project, not both")
         with session.directory() as directory:
             _map_many(session, directory, source)
         return
-    if not (uuid and cell and project):
+    if uuid is None or cell is None or project is None:
         raise UsageProblem("give UUID, --cell and --project, or --from FILE")
     with session.directory() as directory:
         cells = directory.list_cells()
@@ -134,7 +134,7 @@ def list_(
     """List mappings in the order of their ids, from the database."""
     with session.directory() as directory:
         cells = directory.list_cells()
-        cell_uuid = find_cell(cells, cell).uuid if cell else None
+        cell_uuid = None if cell is None else find_cell(cells, cell).uuid
         pages = _pages(directory, project, cell_uuid, after, None if all_ else limit)
         if session.json:
             for page in pages:

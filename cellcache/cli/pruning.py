@@ -57,7 +57,7 @@ def prune(
     """
     if bool(uuids) == purged:
         raise UsageProblem("give UUIDs, or --purged, one of the two")
-    if uuids and (cell or dry_run or allow_empty):
+    if uuids and (cell is not None or dry_run or allow_empty):
         raise UsageProblem("--cell, --dry-run and --allow-empty go with --purged")
     with session.directory() as directory:
         if uuids:
@@ -68,7 +68,7 @@ def prune(
                 print_line(f"{removed:,} removed, {len(uuids) - removed:,} were not mapped")
             return
         cells = directory.list_cells()
-        chosen = [find_cell(cells, cell)] if cell else cells
+        chosen = cells if cell is None else [find_cell(cells, cell)]
         _prune_cells(session, directory, chosen, older_than, batch, dry_run=dry_run, allow_empty=allow_empty)
 
 

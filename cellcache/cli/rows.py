@@ -11,6 +11,7 @@ from cellcache.cli.choices import find_cell
 from cellcache.cli.exits import UsageProblem
 from cellcache.errors import CellCacheError
 from cellcache.model import CellMapping, NewMapping, canonical_uuid
+from cellcache.texts import is_blank
 
 _HEADER = ["uuid", "cell", "project"]
 
@@ -28,8 +29,8 @@ def read_rows(source: BinaryIO, cells: Iterable[CellMapping]) -> Iterator[NewMap
         for row in reader:
             if not row or row[0].startswith("#") or (reader.line_num == 1 and row == _HEADER):
                 continue
-            if len(row) != len(_HEADER) or not all(row):
-                raise UsageProblem(f"{len(row)} fields where uuid,cell,project belong")
+            if len(row) != len(_HEADER) or any(map(is_blank, row)):
+                raise UsageProblem(f"{len(row)} fields where uuid,cell,project belong, none of them blank")
             uuid, cell, project = row
             if cell not in uuids:
                 uuids[cell] = find_cell(known, cell).uuid
