@@ -21,9 +21,12 @@ from typing import Any, NamedTuple
 from dogpile.cache.api import NO_VALUE, BytesBackend, SerializedReturnType
 
 from cellcache.codec import MARK
+from cellcache.errors import ConfigError
 from cellcache.protocol import Absent, Fill, Held, Lease
 
 _MOST_REMEMBERED = 100_000  # misses of one thread that no set has followed
+_LONGEST_S = 1e9  # 31 years: what is longer overflows in one server or another
+_LARGEST_VALUE = 1 << 29  # 512 MB, what Redis takes; beyond 2 GB memcached would read the value as commands
 
 
 class _Miss(NamedTuple):
@@ -39,9 +42,26 @@ class _Misses(threading.local):
 
 
 def checked_value(value: bytes) -> bytes:
-    """Return a value that cannot be taken for a mark of the protocol, or raise ValueError."""
+    """Return a value that cannot be taken for a mark of the protocol nor for a command, or raise an error.
+
+    TypeError for what is not bytes, whose size may be another than the number of its items; else ValueError.
+    """
+    if not isinstance(value, bytes):
+        raise TypeError(f"a cached value must be bytes, and the region's serializer made a {type(value).__name__}")
     if not value or value.startswith(MARK):
         raise ValueError("a cached value must not be empty nor begin with a zero byte: those are leases and fences")
+    if len(value) > _LARGEST_VALUE:
+        raise ValueError(f"a cached value of {len(value):,} bytes is too large: at most {_LARGEST_VALUE:,} may be sent")
+    return value
+
+
+def seconds_in(arguments: Mapping[str, Any], name: str, default: float, *, least: float = 1e-9) -> float:
+    """Return a time that a region's arguments name; raise ConfigError for one that cannot be waited for."""
+    value = arguments.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _LONGEST_S:
+        raise ConfigError(f"{name} = {value!r}: must be seconds, a number from {least:g} to {_LONGEST_S:g}")
     return value
 
 
@@ -63,9 +83,9 @@ class LeasingBackend(BytesBackend, abc.ABC):
     held: Mapping[object, Held] = MappingProxyType({})
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self.ttl_s: float | None = arguments.get("ttl_s")
-        self.lease_ttl_s: float = arguments.get("lease_ttl_s", 5.0)
-        self.fence_ttl_s: float = arguments.get("fence_ttl_s", 60.0)
+        self.ttl_s = seconds_in(arguments, "ttl_s", 0.0, least=0.0)  # 0: for ever
+        self.lease_ttl_s = seconds_in(arguments, "lease_ttl_s", 5.0)
+        self.fence_ttl_s = seconds_in(arguments, "fence_ttl_s", 60.0)
         self._misses = _Misses()
         _backends.add(self)
 
@@ -136,15 +156,16 @@ class LeasingBackend(BytesBackend, abc.ABC):
         self.set_serialized_multi({key: value})
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
-        ttl_s = self.ttl_s or 0.0
         fills, stores = [], {}
+        for value in mapping.values():
+            checked_value(value)
         for key, value in mapping.items():
             miss = self._misses.of.pop(key, None)
             if miss is None:
                 if not self._may_have_forgotten():
-                    stores[key] = checked_value(value)
+                    stores[key] = value
             elif miss.lease is not None:
-                fills.append(Fill(key, miss.lease, checked_value(value), ttl_s))
+                fills.append(Fill(key, miss.lease, value, self.ttl_s))
         if fills:
             self.fill_multi(fills)
         if stores:

@@ -29,13 +29,14 @@ from cellcache.codec import FENCE, MAPPED_SIZE, MARK
 from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Seen, Settlement
 
-from .keys import Placement, raw_key, raw_keys
-from .leasing import LeasingBackend
-from .meta import changes_of, entries_of, in_full, refusals_in, remove, seen_of, store, token_of
+from .keys import Placement, RawKeys, prefix_in
+from .leasing import LeasingBackend, seconds_in
+from .meta import changes_of, entries_of, in_full, refusals_in, remove, seen_of, store, token_of, ttl
 from .node import Node
 from .stream import reason
 from .wire import AnyReply, Connection, Reply
 
+_ROOM = 186  # bytes of prefix and raw key, which are 248 in base64: memcached takes 250
 _AT_ONCE = 1000  # requests in flight per node: they fit the server's socket buffer, so that sending cannot block
 _TLS_RECORD = 12_000  # less than a record of TLS holds, and than memcached reads at a time: 16 KB each
 _LOOKS = 8  # how often a removal that loses every race against other clients is tried again
@@ -58,7 +59,7 @@ class _Wanted(NamedTuple):
 class MemcachedBackend(LeasingBackend):
     """Arguments: `servers` ("host:port", "[v6]:port", "unix:/path"), `timeout_s`, `ttl_s`, `lease_ttl_s`,
     `fence_ttl_s`, `retry_s`, `key_prefix`, `tls_context`, `username`, `password`, `value_size` (of most values, in
-    bytes: runs of them are parsed fastest).
+    bytes: runs of them are parsed fastest). No entry is kept for longer than 30 days.
 
     A server that does not answer costs one caller at most `timeout_s` (seconds), then nobody anything for `retry_s`.
     """
@@ -67,9 +68,12 @@ class MemcachedBackend(LeasingBackend):
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__(arguments)
+        self._prefix = prefix_in(arguments)
+        raw_keys = RawKeys(self._prefix, _ROOM)
+        self._raw_key, self._raw_keys = raw_keys.one, raw_keys.many
         servers: Sequence[str] = arguments.get("servers") or ["127.0.0.1:11211"]
-        self._timeout_s: float = arguments.get("timeout_s", 0.05)
-        self._prefix: bytes = arguments.get("key_prefix", "").encode()
+        self._timeout_s = seconds_in(arguments, "timeout_s", 0.05)
+        retry_s = seconds_in(arguments, "retry_s", 1.0, least=0.0)
         username, password = arguments.get("username"), arguments.get("password")
         credentials = None if username is None else f"{username} {password or ''}"
 
@@ -86,12 +90,12 @@ class MemcachedBackend(LeasingBackend):
                     value_size=arguments.get("value_size", MAPPED_SIZE),
                 )
 
-            return Node(server, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
+            return Node(server, dial, timeout_s=self._timeout_s, retry_s=retry_s)
 
         self._nodes = [node(server) for server in servers]
         self._node = self._nodes[0] if len(servers) == 1 else None
         self._placement = Placement(servers)
-        self._get_tail = b" c N%d\r\n" % max(1, round(self.lease_ttl_s))
+        self._get_tail = b" c N%d\r\n" % ttl(self.lease_ttl_s)
 
     @property
     def errors(self) -> int:
@@ -230,7 +234,7 @@ class MemcachedBackend(LeasingBackend):
         wires, wanted = self._locate(keys)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
-            return b"".join([store(wires[p], bodies[p], tag, b"", self.ttl_s or 0) for p in positions])
+            return b"".join([store(wires[p], bodies[p], tag, b"", self.ttl_s) for p in positions])
 
         for _ in self._outcomes(wanted, compose):
             pass
@@ -247,7 +251,7 @@ class MemcachedBackend(LeasingBackend):
             node.close()
 
     def _wire(self, key: str) -> tuple[bytes, Node[Connection]]:
-        raw = raw_key(key)
+        raw = self._raw_key(key)
         node = self._node or self._nodes[self._placement.node_of(raw)]
         return b2a_base64(self._prefix + raw, newline=False), node
 
@@ -257,7 +261,7 @@ class MemcachedBackend(LeasingBackend):
         With `holders`, the connections that granted a token for each key, only those positions count whose holder
         is this thread's connection still: on any other the token means nothing.
         """
-        raws = raw_keys(keys)
+        raws = self._raw_keys(keys)
         wires = [b2a_base64(self._prefix + raw, newline=False) for raw in raws]
         at_nodes = self._positions(raws)
         nodes = []

@@ -10,11 +10,17 @@ from cellcache.protocol import Absent, Lease, Seen
 from .stream import Garbled
 from .wire import AnyReply, Connection, Grant, Reply
 
+_LONGEST_TTL_S = 30 * 86400
+
+
+def ttl(seconds: float) -> int:
+    """0, for ever, stays 0; what else, from one second to 30 days: what is longer memcached takes for a date."""
+    return round(min(max(1, seconds), _LONGEST_TTL_S)) if seconds else 0
+
 
 def store(wire: bytes, value: bytes, tag: bytes, over: bytes, ttl_s: float) -> bytes:
     """`over`: b" C<token>" for exactly that item, b" c" to learn the new token, b"" for neither."""
-    ttl = max(1, round(ttl_s)) if ttl_s else 0
-    return b"ms %b %d b %b%b T%d\r\n%b\r\n" % (wire, len(value), tag, over, ttl, value)
+    return b"ms %b %d b %b%b T%d\r\n%b\r\n" % (wire, len(value), tag, over, ttl(ttl_s), value)
 
 
 def remove(wire: bytes, tag: bytes, token: bytes) -> bytes:

@@ -22,14 +22,15 @@ from cellcache.codec import FENCE, LEASE, MARK
 from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Seen, Settlement
 
-from .keys import raw_key
-from .leasing import LeasingBackend
+from .keys import prefix_in, raw_key
+from .leasing import LeasingBackend, seconds_in
 from .node import Node
 from .redis_url import connector, shown
 from .resp import ACL_RULES, Connection, Refusal, Refused, Reply, bulks, command, facts
 from .stream import Garbled, reason
 
 _AT_ONCE = 1000  # keys in one round trip
+_LONGEST_TTL_MS = 10**12
 _PROBE = b"\xff\xff"  # no raw key: in those, 0xFF stands before UTF-8
 _ADVICE = {
     "NOPERM": f"give the user the rules {ACL_RULES}, and the keys ~<cache.key_prefix>*",
@@ -52,15 +53,16 @@ class RedisBackend(LeasingBackend):
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__(arguments)
-        self._timeout_s: float = arguments.get("timeout_s", 0.05)
-        prefix: bytes = arguments.get("key_prefix", "").encode()
+        self._timeout_s = seconds_in(arguments, "timeout_s", 0.05)
+        retry_s = seconds_in(arguments, "retry_s", 1.0, least=0.0)
+        prefix = prefix_in(arguments)
         new_connection = connector(arguments, self._timeout_s)
         name = shown(new_connection())
 
         def dial(within_s: float) -> Connection:
             return Connection(new_connection(), name, prefix, self._timeout_s, within_s)
 
-        self._node = Node(name, dial, timeout_s=self._timeout_s, retry_s=arguments.get("retry_s", 1.0))
+        self._node = Node(name, dial, timeout_s=self._timeout_s, retry_s=retry_s)
         self._lease_options = bulks(b"NX", b"GET", b"PX", _milliseconds(self.lease_ttl_s))
 
     @property
@@ -166,7 +168,7 @@ class RedisBackend(LeasingBackend):
         items = list(values.items())
 
         def compose(connection: Connection, positions: range) -> bytes:
-            return b"".join([_store(connection, *items[position], self.ttl_s or 0.0) for position in positions])
+            return b"".join([_store(connection, *items[position], self.ttl_s) for position in positions])
 
         for _ in self._converse(len(items), compose):
             pass
@@ -305,8 +307,8 @@ def _store(connection: Connection, key: str, value: bytes, ttl_s: float) -> byte
 
 
 def _milliseconds(seconds: float) -> bytes:
-    """0, for ever, stays 0; whatever else is at least one."""
-    return b"%d" % (max(1, round(seconds * 1000)) if seconds else 0)
+    """0, for ever, stays 0; what else, from one millisecond to 31 years: Redis refuses what overflows."""
+    return b"%d" % (round(min(max(1, seconds * 1000), _LONGEST_TTL_MS)) if seconds else 0)
 
 
 def _memory_trouble(connection: Connection) -> str | None:

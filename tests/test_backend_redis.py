@@ -225,6 +225,15 @@ def test_entry_is_small(own_server: Redis, own_cache: RedisCache, key: str) -> N
 
 
 @needs_redis
+def test_prefix_the_start_of_the_run_id_and_the_uuid_are_the_key(own_server: Redis, own_cache: RedisCache) -> None:
+    key = "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab"
+    store(own_cache.backend(key_prefix="cells:"), key, OLD)
+    client = redis.Redis.from_url(own_server.url)
+    run = bytes.fromhex(client.info("server")["run_id"])[:6]
+    assert client.get(b"cells:" + run + bytes.fromhex("0d4ed1d28b8c4e0a9a433b1f3ad1e4ab")) == OLD
+    client.close()
+
+
 def test_prefix_stands_first(own_server: Redis, own_cache: RedisCache, key: str) -> None:
     store(own_cache.backend(key_prefix="cells:é:"), key, OLD)
     (name,) = command(own_server, "KEYS", "*")

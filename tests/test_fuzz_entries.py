@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cellcache.backends.keys import raw_key, raw_keys
+from cellcache.backends.keys import RawKeys, raw_key
 from cellcache.codec import NOT_MAPPED, Undecodable, decode, encode
 from cellcache.errors import InvalidUUID
 from cellcache.model import canonical_uuid, canonical_uuids
@@ -109,7 +109,7 @@ def test_many_are_treated_as_each_of_them_is(values: list[str]) -> None:
 @pytest.mark.slow
 @given(st.lists(texts, unique=True))
 def test_no_two_keys_are_stored_as_one(keys: list[str]) -> None:
-    raws = raw_keys(keys)
+    raws = RawKeys().many(keys)
     assert raws == [raw_key(key) for key in keys]
     meant = {uuid.UUID(key).bytes if len(raw) == 16 else key for key, raw in zip(keys, raws, strict=True)}
     assert len(set(raws)) == len(meant)

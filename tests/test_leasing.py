@@ -27,7 +27,7 @@ def test_a_thread_that_had_to_forget_misses_stores_nothing_that_may_be_their_fil
 
 def test_after_a_while_a_set_without_a_miss_stores_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "_MOST_REMEMBERED", 1)
-    backend = MemoryBackend({"fence_ttl_s": 0.0})
+    backend = MemoryBackend({"fence_ttl_s": 1e-9})
     backend.get_serialized("one")
     backend.get_serialized("two")
     backend.set_serialized("three", b"value")
