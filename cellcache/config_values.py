@@ -16,41 +16,23 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Secret, SecretStr
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
+from cellcache.database_url import ESCAPE, parsed_database_url
 from cellcache.tls import verifying_url
 
 BACKENDS = MEMORY, MEMCACHED, REDIS = ("cellcache.memory", "cellcache.memcached", "cellcache.redis")
-DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite")
-"""Those whose time limits we know how to set: each driver has options of its own for them."""
-
-_BARE = {
-    "mysql": "mysql+pymysql",
-    "mariadb": "mariadb+pymysql",
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-}
-_ESCAPE = "in a user name or password, write '@' as %40, ':' as %3A, '/' as %2F, '#' as %23, '?' as %3F, '%' as %25"
 _MEMCACHED_PORT = 11211
 _server_parts = re.compile(r"(?:\[([^]]*)]|([A-Za-z0-9_.-]+))(?::([0-9]{1,5}))?").fullmatch
 
 
 def _check_database_url(text: str) -> None:
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError(f"must be driver://user:password@host:port/database; {_ESCAPE}") from None
-    if url.drivername in _BARE:
-        raise ValueError(f"names no driver: begin it with {_BARE[url.drivername]}://")
-    if url.drivername not in DRIVERS:
-        raise ValueError("must begin with " + ", ".join(f"{driver}://" for driver in DRIVERS))
+    url = parsed_database_url(text)
     verifying_url(url)
     if url.get_backend_name() == "sqlite":
         if url.database in {None, "", ":memory:"} or url.query.get("mode") == "memory":
             raise ValueError("an SQLite database in memory is gone with its connection: name a file, sqlite:///path")
     elif "@" in f"{url.host}{url.database}":
-        raise ValueError(f"has more than one '@'; {_ESCAPE}")
+        raise ValueError(f"has more than one '@'; {ESCAPE}")
     elif not url.database:
         raise ValueError("names no database: write driver://user:password@host:port/database")
 
@@ -61,11 +43,11 @@ def _check_redis_url(text: str) -> None:
         url = urlsplit(text)
         port = url.port
     except ValueError:
-        raise ValueError(f"{allowed}, the port a number up to 65535; {_ESCAPE}") from None
+        raise ValueError(f"{allowed}, the port a number up to 65535; {ESCAPE}") from None
     if url.scheme not in {"redis", "rediss", "unix"} or port == 0:
         raise ValueError(allowed)
     if url.netloc.count("@") > 1 or "@" in url.path + url.query or url.fragment:
-        raise ValueError(f"{allowed}; {_ESCAPE}")
+        raise ValueError(f"{allowed}; {ESCAPE}")
     if url.scheme == "unix":
         if url.hostname or not url.path.strip("/"):
             raise ValueError("must name the socket by its full path: unix:///run/redis/redis.sock")

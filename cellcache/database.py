@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url, sounds_secret
 from cellcache.texts import LONGEST_URL, demand_text
@@ -37,17 +38,13 @@ _POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
 
 
 def demand_usable_url(url: str) -> str:
-    """Return a database URL that SQLAlchemy understands and has a driver for, or raise InvalidValue."""
+    """Return a database URL that is for one of our drivers, which is installed, or raise InvalidValue."""
+    demand_text("database_connection", url, longest=LONGEST_URL, secret=True)
     try:
-        demand_text("database_connection", url, longest=LONGEST_URL, secret=True)
-        parsed = make_url(url)
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
-        # "from None": they quote what could not be parsed, such as a password that stands where the port should
-        raise InvalidValue(
-            "this database URL cannot be used: write it as mysql+pymysql://user:password@host/database, "
-            "postgresql+psycopg://user:password@host/database or sqlite:///file"
-        ) from None
+        parsed = parsed_database_url(url)
+        demand_driver(parsed)
+    except ValueError as error:
+        raise InvalidValue(f"this database URL cannot be used: it {error}") from None
     verifying_url(parsed)
     return url
 
@@ -58,9 +55,14 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     "read" is autocommit, "write" takes the database's own locks early enough, "cell" is a cell's own database,
     which we leave as its owner has set it up.
 
-    At most `pool_size` connections are open; whoever finds them all busy waits for up to `timeout_s`.
+    At most `pool_size` connections are open; whoever finds them all busy waits for up to `timeout_s`. A URL that cannot
+    be used raises ConfigError.
     """
-    parsed = make_url(url)
+    try:
+        parsed = parsed_database_url(url)
+        demand_driver(parsed)
+    except ValueError as error:
+        raise ConfigError(f"database URL {mask_url(url)} cannot be used: it {error}") from None
     backend = parsed.get_backend_name()
     options: dict[str, Any] = {}
     if use == "read":
@@ -84,7 +86,7 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
             pool_use_lifo=True,
             **options,
         )
-    except (ArgumentError, NoSuchModuleError, ImportError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, InvalidValue):
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, make_url, select, text
+from sqlalchemy import Connection, inspect, select, text
 
 from cellcache import schema
 from cellcache.config import DatabaseSettings, Settings
@@ -106,13 +106,13 @@ def _database(settings: DatabaseSettings) -> Finding:
 
 def _ask(url: str, limits: DatabaseSettings) -> tuple[str | None, float, bool]:
     """Return the server's version, the round trip to it, and whether there is an `instances` table."""
-    file = make_url(url)
-    if file.get_backend_name() == "sqlite" and file.database and not Path(file.database).exists():
-        raise DatabaseUnavailable(f"there is no file {file.database}")  # connecting would make one
     engine = open_engine(
         url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use="cell"
     )
     try:
+        file = engine.url.database
+        if engine.dialect.name == "sqlite" and file and not Path(file).exists():
+            raise DatabaseUnavailable(f"there is no file {file}")  # connecting would make one
         with database_errors(url), engine.connect() as connection:
             question = _VERSION_OF.get(connection.dialect.name)
             version = None if question is None else str(connection.scalar(text(question)))

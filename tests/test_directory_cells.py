@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +120,12 @@ UNUSABLE = [
     "mysql+pymysql://nova:hush@db:port/nova",
     "mysql+pymysql://nova@db:hush/nova",
     "mysql+pymysql//nova:hush@db/nova",
+    "mysql://nova:hush@db/nova",
+    "postgres://nova:hush@db/nova",
+    "oracle://nova:hush@db/nova",
+    "postgresql+asyncpg://nova:hush@db/nova",
+    "mysql+pymysql://{username}:hush@{hostname}:3306/nova",
+    "{scheme}://{username}:{password}@{hostname}:{port}/nova?{query}",
     "mysql+pymysql://nova:hush@db/nova\0",
     f"mysql+pymysql://nova:hush@db/\ud800{'x' * 10}",
     None,
@@ -133,10 +141,35 @@ def test_database_url_that_cannot_be_used_is_refused_and_not_quoted(directory: C
         lambda: directory.update_cell(HERE, database_connection=url or "hush"),
     ]
     for call in calls:
-        with pytest.raises(InvalidValue, match="this database URL cannot be used: write it as") as caught:
+        with pytest.raises(InvalidValue, match=r"this database URL cannot be used: it|^database_connection ") as caught:
             call()
         assert not [link for link in _chain(caught.value) if "hu" in str(link)]
     assert directory.list_cells() == cells
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("mysql://nova:hush@db/nova", "begin it with mysql+pymysql://"),
+        ("postgresql://nova:hush@db/nova", "begin it with postgresql+psycopg://"),
+        ("oracle://nova:hush@db/nova", "must begin with mysql+pymysql://, mariadb+pymysql://"),
+        ("{scheme}://{username}:{password}@{hostname}:{port}/nova?{query}", "is a template of Nova's"),
+        ("mysql+pymysql://nova:hush@db:port/nova", "must be driver://user:password@host:port/database"),
+    ],
+)
+def test_database_url_that_cannot_be_used_is_told_how_to_write_it(
+    directory: CellDirectory, url: str, advice: str
+) -> None:
+    with pytest.raises(InvalidValue, match=re.escape(advice)):
+        directory.create_cell("cell1", url, QUEUE)
+
+
+def test_database_url_whose_driver_is_not_installed_is_refused(
+    directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InvalidValue, match=r"needs psycopg, which is not installed here: pip install 'cellcache\["):
+        directory.update_cell(HERE, database_connection="postgresql+psycopg://nova:hush@db/nova")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
