@@ -4,6 +4,9 @@ VENV   := .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 MINUTES := 10
+SAMPLE  := 100
+SEED    := 1
+ONLY    :=
 # Processes to share the tests out among: more than there are processors, as many tests wait; fewer for those that
 # rest on time limits.
 WORKERS := 4
@@ -19,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons soak bench bench-quick pylibmc soak clean
+.PHONY: help demo test quick lint servers test-suite test-wheel test-pythons soak mutants bench bench-quick pylibmc soak clean
 
 help:  ## List what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -57,6 +60,9 @@ test-wheel: .venv-wheel/.created  ## The tests of packaging, migrations and comm
 
 soak: $(VENV)/.installed-for-tests servers  ## Ten minutes under faults, or MINUTES=60; the report is in soak-results/
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --report soak-results
+
+mutants: $(VENV)/.installed-for-tests servers  ## Which small changes no test notices: SAMPLE=100 ONLY=backends/redis.py SEED=1
+	@$(BIN)/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) $(ONLY:%=--only %)
 
 test-pythons: $(VENV)/.installed-for-tests  ## The quick tests under each further Python there is
 	@for version in 3.11 3.12 3.13; do \
