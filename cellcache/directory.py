@@ -29,6 +29,7 @@ from cellcache.audit import Audit, VerifyReport
 from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
+from cellcache.database_identity import database_identity
 from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
 from cellcache.flights import beginning
@@ -61,7 +62,9 @@ class CellDirectory:
         self._store = Store(settings.database)
         self.region: CacheRegion
         """The dogpile.cache region: keys are instance UUIDs, values the UUIDs of their cells, None if not mapped."""
-        self.region, self._backend = open_region(settings.cache, name=self._store.url)
+        self.region, self._backend = open_region(
+            settings.cache, name=database_identity(settings.database.sqlalchemy_url)
+        )
         self._lookup = self._backend.lookup
         self._held: Callable[[object], Held | None] = self._backend.held.get
         self._cells = Cells(self._store, settings.cells, settings.database)

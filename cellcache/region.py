@@ -19,6 +19,7 @@ from dogpile.cache.region import RegionInvalidationStrategy, value_version
 
 from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import CacheSettings
+from cellcache.config_values import MEMORY
 from cellcache.errors import BackendUnsupported, CellCacheError, ConfigError
 from cellcache.local import LocalLayer
 from cellcache.model import canonical_uuid
@@ -34,7 +35,9 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
     """
     region = make_region(name="cellcache", key_mangler=canonical_uuid, serializer=encode, deserializer=_decode_or_miss)
     _register(settings.backend)
-    arguments = {"name": name, **settings.backend_arguments()}
+    arguments = settings.backend_arguments()
+    if settings.backend == MEMORY:
+        arguments["name"] = name
     try:
         region.configure(settings.backend, arguments=arguments, region_invalidator=_NoRegionInvalidation())
     except PluginNotFound as error:

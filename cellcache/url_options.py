@@ -17,13 +17,17 @@ def joined_options(url: URL) -> URL:
     return url.update_query_dict({"options": " ".join(options)})
 
 
+def postgresql_options(url: URL) -> str:
+    """Return what a connection gives PostgreSQL: libpq reads PGOPTIONS only where the URL has no `options`."""
+    return str(joined_options(url).query.get("options", os.environ.get("PGOPTIONS", "")))
+
+
 def beside(url: URL, limits: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of our limits that the URL does not set itself, with what it gives PostgreSQL as `options` in ours.
 
-    libpq reads PGOPTIONS only where it is given no `options`. Of two values for one setting, PostgreSQL takes the last.
+    Of two values for one setting, PostgreSQL takes the last.
     """
     unsaid = {name: limit for name, limit in limits.items() if name not in url.query or name == "options"}
     if "options" in unsaid:
-        theirs = joined_options(url).query.get("options", os.environ.get("PGOPTIONS", ""))
-        unsaid["options"] = f"{unsaid['options']} {theirs}".strip()
+        unsaid["options"] = f"{unsaid['options']} {postgresql_options(url)}".strip()
     return unsaid

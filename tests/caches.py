@@ -80,9 +80,9 @@ class Cache(abc.ABC):
 class MemoryCache(Cache):
     entry_point = "cellcache.memory"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
         super().__init__()
-        self._name = str(uuid.uuid4())
+        self._name = name or str(uuid.uuid4())
         self._insider = MemoryBackend(self.arguments())
 
     def arguments(self) -> dict[str, Any]:

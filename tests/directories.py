@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, insert, make_url, select, text
 from sqlalchemy.pool import NullPool
 
 from cellcache import CellDirectory, Settings
+from cellcache.database_identity import database_identity
 from cellcache.tables import cell_mapping, instance_mapping, metadata
-from tests.caches import KINDS, PATIENT, Cache, RedisCache, open_cache
+from tests.caches import KINDS, PATIENT, Cache, MemoryCache, RedisCache, open_cache
 from tests.fake_redis import FakeRedis
 from tests.servers import MariaDB, PostgreSQL
 
@@ -49,13 +50,17 @@ class Site:
 
     def settings(self, *, database: dict[str, Any] | None = None, **cache: Any) -> Settings:
         """The settings of this deployment, with a time limit that only a broken test meets."""
-        place = self.cache.arguments()
-        return Settings(
-            database={"url": self.database_url, **(database or {})},
-            cache={"backend": self.cache.entry_point, "timeout_s": 4.0, "retry_s": PATIENT["retry_s"]}
-            | ({"arguments": place} if "name" in place else place)
-            | cache,
-        )
+        if cache.get("backend", self.cache.entry_point) == self.cache.entry_point and not self.in_memory:
+            cache = self.cache.arguments() | cache
+        keys = {"backend": self.cache.entry_point} | cache
+        if keys["backend"] in {"cellcache.memcached", "cellcache.redis"}:
+            keys = {"timeout_s": 4.0, "retry_s": PATIENT["retry_s"]} | keys
+        return Settings(database={"url": self.database_url, **(database or {})}, cache=keys)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the cache is a store of this process, which the directories find by their database."""
+        return isinstance(self.cache, MemoryCache)
 
     def open(self, *, database: dict[str, Any] | None = None, **cache: Any) -> CellDirectory:
         """A directory as another process would have it; it closes with the site."""
@@ -92,8 +97,13 @@ def open_site(request: pytest.FixtureRequest, path: Path, cache: str, database: 
     """Build a site of the kinds named; at the end no thread of a directory may be left."""
     before = set(threading.enumerate())
     with ExitStack() as stack:
-        chosen = RedisCache(stack.enter_context(FakeRedis())) if cache == "fakeredis" else open_cache(cache, request)
-        site = Site(chosen, new_database(request, path, database))
+        url = new_database(request, path, database)
+        chosen: Cache | None = None
+        if cache == "fakeredis":
+            chosen = RedisCache(stack.enter_context(FakeRedis()))
+        elif cache == "memory":
+            chosen = MemoryCache(database_identity(make_url(url)))
+        site = Site(chosen or open_cache(cache, request), url)
         try:
             yield site
         finally:
@@ -110,7 +120,7 @@ def new_database(request: pytest.FixtureRequest, path: Path, kind: str) -> str:
     server = request.getfixturevalue(kind)
     assert isinstance(server, MariaDB | PostgreSQL)
     url = server.create_database(next(_names))
-    _create_tables(url)
+    create_tables(url)
     return url
 
 
@@ -132,7 +142,7 @@ def new_uuids(n: int) -> list[str]:
     return [str(uuid4()) for _ in range(n)]
 
 
-def _create_tables(url: str) -> None:
+def create_tables(url: str) -> None:
     engine = create_engine(url, poolclass=NullPool)
     cells = [
         {
@@ -153,5 +163,5 @@ def _create_tables(url: str) -> None:
 def _sqlite_with_tables() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "template.db"
-        _create_tables(f"sqlite:///{file}")
+        create_tables(f"sqlite:///{file}")
         return file.read_bytes()
