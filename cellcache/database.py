@@ -201,12 +201,20 @@ def translated(error: Exception, url: str, *, tables: str = "") -> SchemaError |
             f"database {mask_url(url)}: all pooled connections stayed busy; raise database.pool_size, or look for "
             "slow statements"
         )
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    text = _first_line(cause)
+    cause, text = _cause(error), reason_of(error)
     if _lacks_table(cause):
         remedy = f"is it a cell's database, with its table {tables}?" if tables else "run `cellcache db upgrade`"
         return SchemaError(f"database {mask_url(url)} lacks a table or column ({text}); {remedy}")
     return DatabaseUnavailable(f"database {mask_url(url)} did not do as asked: {text}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the driver said, in one line."""
+    return _first_line(_cause(error))
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,6 +24,8 @@ from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavail
 from cellcache.masking import mask_text, mask_url
 from cellcache.model import CellMapping
 from cellcache.protocol import NodeStatus
+from cellcache.tables import instance_mapping
+from cellcache.writability import refusals
 
 _PINGS = 5
 _CELLS_AT_ONCE = 16
@@ -67,6 +69,8 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
         tables = _tables(settings)
         yield tables
         readable = tables.level is not Level.PROBLEM
+        if readable:
+            yield _writes(settings.database)
     try:
         directory = CellDirectory.open(settings)
     except BackendUnsupported as error:
@@ -91,7 +95,7 @@ def _database(settings: DatabaseSettings) -> Finding:
     url = settings.url.get_secret_value()
     name = mask_url(url)
     try:
-        version, round_trip_s, _ = _ask(url, settings)
+        version, round_trip_s, _ = _ask(url, settings, table=instance_mapping.name)
     except CellCacheError as error:
         return Finding(
             what="database",
@@ -99,24 +103,24 @@ def _database(settings: DatabaseSettings) -> Finding:
             level=Level.PROBLEM,
             says=str(error),
             advice="See that the server runs, and that database.url names it, the account and the database rightly. "
-            "For a new SQLite file: `cellcache db upgrade`.",
+            "For a new SQLite file: `cellcache db upgrade`. One that is there must be writable, and its folder too.",
         )
     return Finding(what="database", name=name, version=version, round_trip_s=round_trip_s)
 
 
-def _ask(url: str, limits: DatabaseSettings) -> tuple[str | None, float, bool]:
-    """Return the server's version, the round trip to it, and whether there is an `instances` table."""
+def _ask(url: str, limits: DatabaseSettings, *, table: str) -> tuple[str | None, float, bool]:
+    """Return the server's version, the round trip to it, and whether there is such a table."""
     engine = open_engine(
         url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use="cell"
     )
     try:
-        file = engine.url.database
-        if engine.dialect.name == "sqlite" and file and not Path(file).exists():
+        file = (engine.url.database or "").removeprefix("file:" if "uri" in engine.url.query else "")
+        if engine.dialect.name == "sqlite" and not Path(file).exists():
             raise DatabaseUnavailable(f"there is no file {file}")  # connecting would make one
         with database_errors(url), engine.connect() as connection:
             question = _VERSION_OF.get(connection.dialect.name)
             version = None if question is None else str(connection.scalar(text(question)))
-            return version, _round_trip_s(connection), inspect(connection).has_table("instances")
+            return version, _round_trip_s(connection), inspect(connection).has_table(table)
     finally:
         engine.dispose()
 
@@ -188,6 +192,25 @@ def _tables(settings: Settings) -> Finding:
     return Finding(what="tables", name="revision", level=Level.PROBLEM, says=says, advice=advice)
 
 
+def _writes(settings: DatabaseSettings) -> Finding:
+    """Say whether the database takes writes. Lookups go on without, so nothing else would show it until one is made."""
+    what, name = "writes", "to cellcache's tables"
+    try:
+        refused = refusals(settings)
+    except CellCacheError as error:
+        return Finding(what=what, name=name, level=Level.PROBLEM, says=str(error), advice="See the database.")
+    if not refused:
+        return Finding(what=what, name=name, says="allowed")
+    return Finding(
+        what=what,
+        name=name,
+        level=Level.PROBLEM,
+        says=f"refused: {refused[0]}" + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""),
+        advice="Let database.url lead to the primary, which is not set to read-only, with an account that may SELECT, "
+        "INSERT, UPDATE and DELETE in each of the tables. For SQLite, the file and its folder must be writable.",
+    )
+
+
 def _promise(settings: Settings, directory: CellDirectory) -> Finding:
     what, name, says = "cache", settings.cache.backend, directory.promise
     if name.startswith("cellcache."):
@@ -247,7 +270,7 @@ def _cell(settings: Settings, cell: CellMapping) -> Finding:
     name = cell.name or cell.uuid
     says = f"{mask_url(cell.database_connection)}{' (disabled)' if cell.disabled else ''}"
     try:
-        version, round_trip_s, has_instances = _ask(cell.database_connection, settings.database)
+        version, round_trip_s, has_instances = _ask(cell.database_connection, settings.database, table="instances")
     except CellCacheError as error:
         return Finding(
             what="cell",
