@@ -23,14 +23,14 @@ from uuid import UUID, uuid4
 
 from dogpile.cache import CacheRegion
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cellcache.audit import Audit, VerifyReport
 from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import demand_usable_url, translated
 from cellcache.database_identity import database_identity
-from cellcache.errors import CellCacheError, DatabaseUnavailable, InstanceNotMapped, InvalidValue, MappingExists
+from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
 from cellcache.flights import beginning
 from cellcache.invalidations import Delivery, Invalidations
@@ -44,8 +44,8 @@ from cellcache.rows import batches
 from cellcache.statistics import Counters, Statistics
 from cellcache.store import Invalidation, Store, Waiting
 from cellcache.texts import LONGEST_NAME, demand_text, demand_transport_url
-from cellcache.transaction import Transaction
-from cellcache.write_through import TRIES, Changes, WriteThrough
+from cellcache.transaction import Transaction, TransactionBroken
+from cellcache.write_through import Changes, WriteThrough
 
 log = logging.getLogger(__name__)
 
@@ -152,21 +152,22 @@ class CellDirectory:
     def map_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID, project_id: str) -> InstanceMapping:
         """Create the mapping of one instance and write it through to the cache.
 
-        Raises MappingExists (its `identical` tells a repeat from a contradiction), CellNotFound, CellDisabled.
+        Raises MappingExists (its `identical` tells a repeat from a contradiction), and for a new one CellNotFound and
+        CellDisabled.
         """
         key, cell, project = _checked((instance_uuid, cell_uuid, project_id))
 
         def create(transaction: Transaction) -> tuple[InstanceMapping, Changes]:
-            return transaction.insert_mapping(key, cell, project), {key: cell}
-
-        for _ in range(TRIES):
-            try:
-                return self._write_through.write(create)
-            except IntegrityError as error:
-                existing = self._store.mapping(key)
+            mapping = transaction.insert_mapping(key, cell, project)
+            if mapping is None:
+                existing = transaction.mappings([key]).get(key)
                 if existing is not None:
-                    raise _exists(existing, cell, project) from error
-        raise DatabaseUnavailable(f"instance {key} was mapped and pruned by others at each of {TRIES} tries")
+                    raise _exists(existing, cell, project)
+                transaction.require_cells([cell])
+                raise TransactionBroken(f"instance {key} was pruned, or its cell made or enabled, only now")
+            return mapping, {key: cell}
+
+        return self._write_through.write(create)
 
     def map_instances(self, rows: Iterable[NewMapping]) -> int:
         """Create many mappings and write them through to the cache; return how many were created.
@@ -183,22 +184,21 @@ class CellDirectory:
                 raise InvalidValue(f"instance {key} stands twice in these rows, with different cells or projects")
 
         def create(transaction: Transaction) -> tuple[int, Changes]:
-            existing = transaction.lock_mappings(list(wanted))
-            for key, mapping in existing.items():
-                if (mapping.cell_uuid, mapping.project_id) != wanted[key]:
-                    raise _exists(mapping, *wanted[key])
-            new = {key: (cell, project) for key, (cell, project) in wanted.items() if key not in existing}
-            if new:
-                created_at = transaction.require_cells(cell for cell, _ in new.values())
-                transaction.insert_mappings(((key, cell, project) for key, (cell, project) in new.items()), created_at)
-            return len(new), {key: cell for key, (cell, _) in new.items()}
+            existing = transaction.mappings(list(wanted))
+            _demand_repeats(existing, wanted)
+            new = {key: row for key, row in wanted.items() if key not in existing}
+            if not new:
+                return 0, {}
+            created_at = transaction.require_cells(cell for cell, _ in new.values())
+            created = transaction.insert_mappings(((key, *row) for key, row in new.items()), created_at)
+            if created < len(new):  # others have mapped some since we looked; our entries of them will say the same
+                standing = transaction.passed_over_mappings(list(new))
+                _demand_repeats(standing, wanted)
+                if len(standing) < len(new):
+                    raise TransactionBroken("others have mapped and pruned some of these instances meanwhile")
+            return created, {key: cell for key, (cell, _) in new.items()}
 
-        for _ in range(TRIES):
-            try:
-                return self._write_through.write(create)
-            except IntegrityError:
-                continue  # somebody else has mapped one of them since we looked: look again
-        raise DatabaseUnavailable(f"others mapped the same instances at each of {TRIES} tries; nothing was written")
+        return self._write_through.write(create)
 
     def move_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID) -> InstanceMapping:
         """Say that the instance lives in another cell from now on. Moving it to where it is changes nothing.
@@ -457,6 +457,13 @@ def _checked(row: NewMapping) -> tuple[str, str, str]:
     instance_uuid, cell_uuid, project_id = row
     project = demand_text("project_id", project_id, longest=LONGEST_NAME)
     return canonical_uuid(instance_uuid), canonical_uuid(cell_uuid), project
+
+
+def _demand_repeats(existing: Mapping[str, InstanceMapping], wanted: Mapping[str, tuple[str, str]]) -> None:
+    """Raise MappingExists for a mapping that contradicts what is wanted of its instance."""
+    for key, mapping in existing.items():
+        if (mapping.cell_uuid, mapping.project_id) != wanted[key]:
+            raise _exists(mapping, *wanted[key])
 
 
 def _exists(existing: InstanceMapping, cell_uuid: str, project_id: str) -> MappingExists:

@@ -10,7 +10,20 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, bindparam, delete, exists, false, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Integer,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    false,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from cellcache.database import translated
@@ -30,7 +43,11 @@ _insert_mapping = PreparedInsert(
             cell_mapping.c.uuid,
             bindparam("new_project_id", type_=instance_mapping.c.project_id.type),
         )
-        .where(cell_mapping.c.uuid == bindparam("in_cell_uuid"), cell_mapping.c.disabled == false())
+        .where(
+            cell_mapping.c.uuid == bindparam("in_cell_uuid"),
+            cell_mapping.c.disabled == false(),
+            ~exists().where(instance_mapping.c.instance_uuid == bindparam("new_instance_uuid")),
+        )
         .with_for_update(read=True, key_share=True),
     ),
     returning=(instance_mapping.c.id, instance_mapping.c.created_at),
@@ -52,24 +69,31 @@ def insert_invalidation(connection: Connection, instance_uuids: Sequence[str], a
     return inserted[0] if inserted else 0
 
 
+def _these_mappings(instance_uuids: Sequence[str]) -> Select[Any]:
+    return select_mappings.where(instance_mapping.c.instance_uuid.in_(sorted(instance_uuids))).order_by(
+        instance_mapping.c.instance_uuid
+    )
+
+
 class TransactionBroken(Exception):
-    """The connection was dead, or a deadlock ended the transaction: nothing was written, and it may be tried again."""
+    """Nothing was written, and it may be tried again.
+
+    The connection was dead, a deadlock ended the transaction, or another was faster: the next try finds its row.
+    """
 
 
 @contextmanager
 def begin(engine: Engine, url: str) -> Iterator[Transaction]:
     """Begin; roll back at the end unless `commit` was called.
 
-    Raises TransactionBroken where a second try is in order, and IntegrityError for a unique index.
+    Raises TransactionBroken where a second try is in order.
     """
     try:
         with engine.connect() as connection:
             connection.begin()
             yield Transaction(connection, url)
-    except IntegrityError:
-        raise
     except DBAPIError as error:
-        if error.connection_invalidated or _is_deadlock(error):
+        if error.connection_invalidated or _is_deadlock(error) or isinstance(error, IntegrityError):
             raise TransactionBroken(str(translated(error, url))) from error
         raise translated(error, url) from error
     except (SQLAlchemyError, OSError) as error:
@@ -102,8 +126,11 @@ class Transaction:
             raise
         self.in_doubt = False
 
-    def insert_mapping(self, instance_uuid: str, cell_uuid: str, project_id: str) -> InstanceMapping:
-        """Insert one row, in the same statement that makes sure of the cell and keeps it from being deleted."""
+    def insert_mapping(self, instance_uuid: str, cell_uuid: str, project_id: str) -> InstanceMapping | None:
+        """Insert one row, in the same statement that makes sure of the cell and keeps it from being deleted.
+
+        Return None, and take no `id`, where the instance is mapped already, or the cell is not there or is disabled.
+        """
         row = {
             "new_instance_uuid": instance_uuid,
             "in_cell_uuid": cell_uuid,
@@ -111,8 +138,7 @@ class Transaction:
         }
         inserted = _insert_mapping.execute(self._connection, row)
         if inserted is None:
-            self.require_cells([cell_uuid])
-            raise CellNotFound(cell_uuid)  # it came only now: the caller may try again
+            return None
         new_id, created_at = inserted
         return InstanceMapping(
             id=new_id,
@@ -123,14 +149,23 @@ class Transaction:
             updated_at=None,
         )
 
-    def insert_mappings(self, rows: Iterable[tuple[str, str, str]], created_at: datetime) -> None:
-        self._connection.execute(
-            insert(instance_mapping),
-            [
-                {"created_at": created_at, "instance_uuid": row[0], "cell_uuid": row[1], "project_id": row[2]}
-                for row in rows
-            ],
-        )
+    def insert_mappings(self, rows: Iterable[tuple[str, str, str]], created_at: datetime) -> int:
+        """Insert those of the rows whose instance is not mapped; return how many there were.
+
+        In the order of their UUIDs: whoever waits for another's row holds lower ones alone, so no two wait for each
+        other. And past what others have inserted meanwhile: on InnoDB those who wait for a row that is rolled back all
+        get a shared lock in its place, and then each waits for the others.
+        """
+        values = [
+            {"created_at": created_at, "instance_uuid": row[0], "cell_uuid": row[1], "project_id": row[2]}
+            for row in sorted(rows)
+        ]
+        dialect = self._connection.dialect.name
+        if dialect == "postgresql":  # where many rows at once are only counted if they are returned
+            statement = postgresql.insert(instance_mapping).on_conflict_do_nothing().returning(instance_mapping.c.id)
+            return len(self._connection.execute(statement, values).all())
+        ignoring = insert(instance_mapping).prefix_with("OR IGNORE" if dialect == "sqlite" else "IGNORE")
+        return self._connection.execute(ignoring, values).rowcount
 
     def require_cells(self, cell_uuids: Iterable[str]) -> datetime:
         """Keep these cells from being deleted until the commit; raise CellNotFound or CellDisabled.
@@ -154,13 +189,25 @@ class Transaction:
         time: datetime = rows[0][2]
         return time
 
+    def mappings(self, instance_uuids: Sequence[str]) -> dict[str, InstanceMapping]:
+        """Return those of the rows that exist, as they are now."""
+        return self._mappings(_these_mappings(instance_uuids))
+
     def lock_mappings(self, instance_uuids: Sequence[str]) -> dict[str, InstanceMapping]:
         """Lock those of the rows that exist, always in the same order, and return them as they are now."""
-        query = (
-            select_mappings.where(instance_mapping.c.instance_uuid.in_(sorted(instance_uuids)))
-            .order_by(instance_mapping.c.instance_uuid)
-            .with_for_update()
-        )
+        return self._mappings(_these_mappings(instance_uuids).with_for_update())
+
+    def passed_over_mappings(self, instance_uuids: Sequence[str]) -> dict[str, InstanceMapping]:
+        """Return rows that `insert_mappings` found there already or inserted; until the commit nobody changes them.
+
+        InnoDB has locked them when it found them, and to lock them again here it might scan, and wait for, others'.
+        """
+        query = _these_mappings(instance_uuids)
+        if self._connection.dialect.name == "postgresql":
+            query = query.with_for_update(read=True)
+        return self._mappings(query)
+
+    def _mappings(self, query: Select[Any]) -> dict[str, InstanceMapping]:
         return {row.instance_uuid: instance_of(row) for row in self._connection.execute(query)}
 
     def set_cell(self, mapping: InstanceMapping, cell_uuid: str, updated_at: datetime) -> InstanceMapping:

@@ -47,7 +47,7 @@ class WriteThrough:
     def write(self, change: Callable[[Transaction], tuple[R, Changes]]) -> R:
         """Run `change` in a transaction, up to three times if that breaks before its commit; return its result.
 
-        Raises what `change` raises, IntegrityError, CacheUnavailable and DatabaseUnavailable with nothing written;
+        Raises what `change` raises, CacheUnavailable and DatabaseUnavailable with nothing written;
         CommitUnknown where that cannot be told.
         """
         for attempt in range(1, TRIES + 1):

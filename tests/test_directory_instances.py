@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,17 +13,22 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from cellcache import (
     CellCacheError,
     CellDirectory,
     CellDisabled,
     CellNotFound,
+    DatabaseUnavailable,
     InstanceNotMapped,
     InvalidUUID,
     InvalidValue,
     MappingExists,
 )
+from cellcache.protocol import Fence
+from cellcache.transaction import Transaction, TransactionBroken
+from cellcache.write_through import WriteThrough
 from tests.directories import CACHES, CLOSED, DATABASES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
 from tests.hostile import BLANKS
 
@@ -180,12 +187,53 @@ def test_conflicting_mapping_is_refused(stored_directory: CellDirectory, key: st
     assert stored_directory.get_instance(key) == created
 
 
+@pytest.mark.parametrize("project", [PROJECT, "another"])
+def test_repeat_is_told_apart_in_a_disabled_cell_too_alone_and_in_bulk(
+    stored_directory: CellDirectory, key: str, project: str
+) -> None:
+    stored_directory.map_instance(key, HERE, PROJECT)
+    stored_directory.update_cell(HERE, disabled=True)
+    with pytest.raises(MappingExists) as caught:
+        stored_directory.map_instance(key, HERE, project)
+    assert caught.value.identical is (project == PROJECT)
+    if project == PROJECT:
+        assert stored_directory.map_instances([(key, HERE, project)]) == 0
+    else:
+        with pytest.raises(MappingExists):
+            stored_directory.map_instances([(key, HERE, project)])
+
+
+def test_repeats_take_no_id(stored_directory: CellDirectory) -> None:
+    """There are 2^31 of them, and whoever repeats a create for safety does so for each instance."""
+    first, second, third = new_uuids(3)
+    before = stored_directory.map_instance(first, HERE, PROJECT).id
+    for number in range(100):
+        with pytest.raises(MappingExists):
+            stored_directory.map_instance(first, HERE, ("another", PROJECT)[number % 2])
+    assert stored_directory.map_instances([(first, HERE, PROJECT)] * 2) == 0
+    assert stored_directory.map_instances([(first, HERE, PROJECT), (second, HERE, PROJECT)]) == 1
+    with pytest.raises(CellDisabled):
+        stored_directory.map_instance(third, CLOSED, PROJECT)
+    assert stored_directory.map_instance(third, HERE, PROJECT).id == before + 2
+
+
 def test_refused_mapping_leaves_the_cache_right(site: Site, directory: CellDirectory, key: str) -> None:
     directory.map_instance(key, HERE, PROJECT)
     with pytest.raises(MappingExists):
         directory.map_instance(key, THERE, PROJECT)
     assert cell_of(directory, key) == HERE
     assert cell_of(site.open(), key) == HERE
+
+
+def test_constraint_of_somebody_elses_is_an_error_of_ours(stored: Site, key: str) -> None:
+    directory, other = stored.open(), str(uuid4())
+    stored.run("CREATE UNIQUE INDEX of_another ON instance_mapping (project_id)")
+    directory.map_instance(key, HERE, PROJECT)
+    with pytest.raises(DatabaseUnavailable, match="nothing was written"):
+        directory.map_instance(other, HERE, PROJECT)
+    with pytest.raises(DatabaseUnavailable, match="nothing was written"):
+        directory.map_instances([(other, HERE, PROJECT)])
+    assert stored.table() == {key: HERE}
 
 
 @pytest.mark.parametrize("write", ["map_instance", "map_instances", "move_instance"])
@@ -447,6 +495,136 @@ def test_bulk_writers_of_the_same_instances_in_any_order_both_succeed(stored: Si
     with ThreadPoolExecutor(2) as pool:
         assert sum(pool.map(create, range(2))) == 300
     assert stored.table() == dict.fromkeys(keys, HERE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [False, True])
+def test_creators_of_overlapping_instances_in_any_order_never_break_each_others_transactions(
+    stored: Site, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Neither by a deadlock nor, in bulk, by mapping an instance first."""
+    broken = count_broken(monkeypatch)
+    directory = stored.open(database={"pool_size": 8, "timeout_s": 20.0})
+    rounds = [new_uuids(60) for _ in range(10)]
+
+    def create(number: int) -> int:
+        shuffled, created = random.Random(number), 0
+        for keys in rounds:
+            rows = [(key, HERE, PROJECT) for key in shuffled.sample(keys, 40)]
+            if not alone:
+                created += directory.map_instances(rows)
+                continue
+            for row in rows:
+                with contextlib.suppress(MappingExists):
+                    directory.map_instance(*row)
+                    created += 1
+        return created
+
+    with ThreadPoolExecutor(8) as pool:
+        created = sum(pool.map(create, range(8)))
+    assert created == len(stored.table())
+    assert [error for error in broken if not (alone and isinstance(error.__cause__, IntegrityError))] == []
+
+
+def count_broken(monkeypatch: pytest.MonkeyPatch) -> list[TransactionBroken]:
+    """Return a list that grows with each transaction that breaks, and will be tried again."""
+    broken: list[TransactionBroken] = []
+    write = WriteThrough._write
+
+    def counted(self: WriteThrough, change: Any) -> Any:
+        try:
+            return write(self, change)
+        except TransactionBroken as error:
+            broken.append(error)
+            raise
+
+    monkeypatch.setattr(WriteThrough, "_write", counted)
+    return broken
+
+
+def just_before(monkeypatch: pytest.MonkeyPatch, step: str, work: Callable[[], object]) -> None:
+    """Let another do something just before the next such step of a transaction."""
+    method = getattr(Transaction, step)
+
+    def after_work(*arguments: Any, **more: Any) -> Any:
+        monkeypatch.setattr(Transaction, step, method)
+        work()
+        return method(*arguments, **more)
+
+    monkeypatch.setattr(Transaction, step, after_work)
+
+
+@pytest.fixture(params=DATABASES[1:])
+def concurrent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """A site whose database lets two write at once, over a cache that they share."""
+    with open_site(request, tmp_path, "fakeredis", request.param) as site:
+        yield site
+
+
+def test_what_another_has_mapped_meanwhile_is_passed_over(concurrent: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, other, keys = concurrent.open(), concurrent.open(), sorted(new_uuids(3))
+    broken = count_broken(monkeypatch)
+    just_before(monkeypatch, "require_cells", lambda: other.map_instance(keys[1], HERE, PROJECT))
+    assert directory.map_instances((key, HERE, PROJECT) for key in keys) == 2
+    assert concurrent.table() == dict.fromkeys(keys, HERE)
+    assert {cell.uuid for cell in other.resolve_cells(keys).values()} == {HERE}
+    assert broken == []
+
+
+def test_what_another_has_mapped_elsewhere_meanwhile_is_a_contradiction(
+    concurrent: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, other, keys = concurrent.open(), concurrent.open(), sorted(new_uuids(3))
+    just_before(monkeypatch, "require_cells", lambda: other.map_instance(keys[1], THERE, PROJECT))
+    with pytest.raises(MappingExists) as caught:
+        directory.map_instances((key, HERE, PROJECT) for key in keys)
+    assert caught.value.existing.cell_uuid == THERE
+    assert concurrent.table() == {keys[1]: THERE}
+    assert list(directory.resolve_cells(keys)) == [keys[1]]
+
+
+@pytest.mark.slow
+def test_what_another_has_mapped_meanwhile_cannot_move_before_our_entry_of_it_stands(
+    concurrent: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We put our value over our own fence: a move that is committed in between would be forgotten."""
+    directory, other, keys = concurrent.open(), concurrent.open(), sorted(new_uuids(3))
+    mover, refused = concurrent.open(database={"timeout_s": 1.0}), []
+
+    def fence_and_let_move(keys: Sequence[str]) -> list[Fence]:
+        try:
+            mover.move_instance(keys[1], THERE)
+        except DatabaseUnavailable as error:
+            refused.append(error)
+        return fence(keys)
+
+    fence = directory._backend.fence_multi
+    monkeypatch.setattr(directory._backend, "fence_multi", fence_and_let_move)
+    just_before(monkeypatch, "require_cells", lambda: other.map_instance(keys[1], HERE, PROJECT))
+    assert directory.map_instances((key, HERE, PROJECT) for key in keys) == 2
+    assert len(refused) == 1
+    assert {key: cell.uuid for key, cell in other.resolve_cells(keys).items()} == concurrent.table()
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.parametrize("step", ["mappings", "passed_over_mappings"])
+def test_create_that_finds_a_mapping_which_is_pruned_then_is_tried_again(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Alone it looks for what stood in its way, in bulk it locks that; MariaDB holds it from the INSERT on."""
+    with open_site(request, tmp_path, "fakeredis", "postgresql") as site:
+        directory, other, keys = site.open(), site.open(), sorted(new_uuids(3))
+        broken = count_broken(monkeypatch)
+        if step == "mappings":
+            other.map_instance(keys[1], THERE, PROJECT)
+            just_before(monkeypatch, step, lambda: other.prune(keys[1:2]))
+            assert directory.map_instance(keys[1], HERE, PROJECT).cell_uuid == HERE
+        else:
+            just_before(monkeypatch, "require_cells", lambda: other.map_instance(keys[1], THERE, PROJECT))
+            just_before(monkeypatch, step, lambda: other.prune(keys[1:2]))
+            assert directory.map_instances((key, HERE, PROJECT) for key in keys) == 3
+        assert set(site.table().values()) == {HERE}
+        assert len(broken) == 1
 
 
 @pytest.mark.slow
