@@ -23,6 +23,7 @@ from sqlalchemy import URL, Connection, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
+from cellcache import migration_lock
 from cellcache.differences import OPTIONS, find_differences
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url
@@ -30,7 +31,6 @@ from cellcache.texts import LONGEST_NAME, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside, joined_options
 
-_LOCK_TIMEOUT_S = 60.0
 _ANSWER_S = 10
 _HINT = "; `cellcache db history` shows those there are"
 _BACKENDS = ("mysql", "mariadb", "postgresql", "sqlite")
@@ -80,7 +80,7 @@ def upgrade(
     *,
     sql: bool = False,
     output: TextIO | None = None,
-    lock_timeout_s: float = _LOCK_TIMEOUT_S,
+    lock_timeout_s: float = migration_lock.LOCK_TIMEOUT_S,
 ) -> None:
     """Bring the database up to a revision; with `sql`, only write the statements to `output` (or stdout).
 
@@ -96,7 +96,7 @@ def downgrade(
     *,
     sql: bool = False,
     output: TextIO | None = None,
-    lock_timeout_s: float = _LOCK_TIMEOUT_S,
+    lock_timeout_s: float = migration_lock.LOCK_TIMEOUT_S,
 ) -> None:
     """Bring the database down to a revision, or to "base", which drops every table with all that is in it.
 
@@ -107,22 +107,45 @@ def downgrade(
     _run(command.downgrade, _parsed(url), revision, sql=sql, output=output, lock_timeout_s=lock_timeout_s)
 
 
+@contextmanager
+def alone(url: str | URL, *, lock_timeout_s: float = migration_lock.LOCK_TIMEOUT_S) -> Iterator[Connection]:
+    """Connect, and let every upgrade and downgrade wait until the end of the block, which commits.
+
+    On PostgreSQL and SQLite the block is one transaction. MySQL and MariaDB commit with each statement about a table.
+    """
+    with _connected(_parsed(url), slow=True) as connection, migration_lock.alone(connection, lock_timeout_s):
+        yield connection
+
+
+def create(connection: Connection) -> None:
+    """Create the tables over a connection that is `alone`, as `upgrade` does."""
+    _call(command.upgrade, "head", {"connection": connection})
+
+
 def _run(
     step: Callable[..., None], url: URL, revision: str, *, sql: bool, output: TextIO | None, lock_timeout_s: float
 ) -> None:
     demand_text("revision", revision, longest=LONGEST_NAME)
+    if sql:
+        _call(step, revision, {"url": url}, sql=True, output=output)
+        return
+    _refuse_newer(url)
+    with alone(url, lock_timeout_s=lock_timeout_s) as connection:
+        _call(step, revision, {"connection": connection}, output=output)
+
+
+def _call(
+    step: Callable[..., None],
+    revision: str,
+    attributes: dict[str, Any],
+    *,
+    sql: bool = False,
+    output: TextIO | None = None,
+) -> None:
     config = _config(output or sys.stdout)
-    config.attributes["options"] = OPTIONS
+    config.attributes.update(attributes, options=OPTIONS)
     with _ONE_THREAD, _alembic_errors(revision):
-        if sql:
-            config.attributes["url"] = url
-            step(config, revision, sql=True)
-            return
-        _refuse_newer(url)
-        with _connected(url, slow=True) as connection:
-            config.attributes["connection"] = connection
-            config.attributes["lock_timeout_s"] = lock_timeout_s
-            step(config, revision)
+        step(config, revision, sql=sql)
 
 
 def _refuse_newer(url: URL) -> None:

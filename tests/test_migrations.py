@@ -527,6 +527,22 @@ def test_a_second_upgrade_waits_and_then_finds_nothing_to_do(database_url: str, 
     assert schema.check(database_url) == []
 
 
+def test_what_others_did_while_it_waited_is_seen_also_where_transactions_keep_their_first_snapshot(
+    postgresql: PostgreSQL, upgrading: Any
+) -> None:
+    url = postgresql.create_database("repeatable")
+    postgresql.execute("ALTER DATABASE repeatable SET default_transaction_isolation = 'repeatable read'")
+    first = upgrading(url, pause_at="CREATE TABLE cell_mapping")
+    first.read_until("PAUSED")
+    second = upgrading(url)
+    second.read_until("pg_advisory_xact_lock")
+    assert second.says_nothing_for(0.5)
+    first.resume()
+    first.rest()
+    assert "CREATE" not in second.rest()
+    postgresql.drop_database("repeatable")
+
+
 def test_an_upgrade_does_not_wait_for_ever(database_url: str, upgrading: Any) -> None:
     upgrading(database_url, pause_at="CREATE TABLE cell_mapping").read_until("PAUSED")
     with pytest.raises(DatabaseUnavailable, match=r"another process .* for 1 s; try again") as caught:
