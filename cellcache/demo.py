@@ -1,7 +1,7 @@
 """The demonstration: cells, instances, the requests between them, and what each kind of lookup cost.
 
 It writes what a deployment's services would write, asks as they would ask, checks every answer against what it
-wrote, and leaves the database as it found it.
+wrote, and in the end removes what it wrote, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from cellcache import schema
 from cellcache.config import Settings
 from cellcache.demo_cells import CellDatabase, cell_databases, instances
 from cellcache.demo_costs import Cost, measure
+from cellcache.demo_databases import name_beside
 from cellcache.demo_tables import tables
 from cellcache.directory import CellDirectory
-from cellcache.errors import CellCacheError
+from cellcache.errors import CellCacheError, CellInUse, CellNotFound
 from cellcache.masking import mask_url
 
 T = TypeVar("T")
 
 _BATCH = 1000
+_CELLS = 3
 _PROJECTS = 40
 
 _dice = random.Random()  # noqa: S311 - a story, not a secret
@@ -44,8 +46,8 @@ class WrongAnswer(CellCacheError):
     """A lookup answered other than what had been written: the one thing that must not happen."""
 
 
-class DatabaseInUse(CellCacheError):
-    """The database has mappings already; the demonstration works beside them only when told to."""
+class LeftBehind(CellCacheError):
+    """Something that the demonstration wrote could not be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,49 +101,70 @@ class Purged:
 
 
 class Demonstration:
-    """Use with `with`: entering makes the cells, leaving removes all that was written, unless asked to `keep` it.
+    """Use with `with`: entering makes everything, leaving removes it again, unless asked to `keep` it.
 
-    `beside_existing` allows a database that has mappings; they are neither read nor changed.
+    It works where none of our tables is, and others may come to them while it does: only its own rows are removed, and
+    what others use by then stays. `left` says in the end, a sentence each, what that is.
     """
 
-    def __init__(self, settings: Settings, *, size: int, keep: bool = False, beside_existing: bool = False) -> None:
+    def __init__(self, settings: Settings, *, size: int, keep: bool = False) -> None:
         self._settings = settings
         self._url = settings.database.sqlalchemy_url
         self.size = size
         self._keep = keep
-        self._beside_existing = beside_existing
         self._stack = ExitStack()
         self._cells: dict[str, CellDatabase] = {}
         self._where: dict[str, str] = {}
         self.answers_checked = 0
+        self.left: list[str] = []
 
     def __enter__(self) -> Self:
+        names = [name_beside(self._url, f"cell{number}") for number in range(1, _CELLS + 1)]
         with ExitStack() as stack:
-            stack.enter_context(tables(self._url, keep=self._keep))
-            databases = stack.enter_context(cell_databases(self._url, keep=self._keep))
+            stack.enter_context(tables(self._url, names, keep=self._keep, left=self.left))
+            databases = stack.enter_context(cell_databases(self._url, names, keep=self._keep))
             self._directory = stack.enter_context(CellDirectory.open(self._settings))
-            if not self._beside_existing and list(self._directory.list_instances(limit=1)):
-                raise DatabaseInUse(
-                    "the configured database has instance mappings already: nothing was done; "
-                    "name another database, or let the demonstration work beside them with --beside-existing"
-                )
             if not self._keep:
-                stack.callback(self._remove_mappings)
+                stack.callback(self._remove_rows)
             for database in databases:
-                self._cells[self._directory.create_cell(database.name, database.url, "none:///").uuid] = database
+                self._create_cell(database)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        except CellCacheError as failure:
+            raise LeftBehind(
+                f"not everything that the demonstration wrote could be removed: {failure}; once that is mended, run "
+                "it again, and it names what is in its way"
+            ) from failure
 
-    def _remove_mappings(self) -> None:
+    def _create_cell(self, database: CellDatabase) -> None:
+        uuid = str(uuid4())
+        self._cells[uuid] = database  # before it is there: whatever happens in between, it is looked for in the end
+        database.in_use = True
+        self._directory.create_cell(database.name, database.url, "none:///", uuid)
+
+    def _remove_rows(self) -> None:
         for batch in _batches(self._where):
             self._directory.prune(batch)
-        for cell_uuid in self._cells:
-            self._directory.delete_cell(cell_uuid)
+        for uuid, database in self._cells.items():
+            database.in_use = not self._remove_cell(uuid)
+            if database.in_use:
+                place = mask_url(database.url)
+                self.left.append(f"{database.name} and its database {place}: others have mapped instances to it")
+
+    def _remove_cell(self, uuid: str) -> bool:
+        try:
+            self._directory.delete_cell(uuid)
+        except CellNotFound:
+            return True
+        except CellInUse:
+            return False
+        return True
 
     @property
     def promise(self) -> str:
@@ -244,17 +267,20 @@ class Demonstration:
         self._cells[cell].purge(purged)
         mapped_before = self._mapped(purged)
         too_young = self._directory.prune_purged(cell, dry_run=True)
-        report = self._directory.prune_purged(cell, older_than_s=0)
+        # Found as on any prune, and then removed by name: others may have mapped instances to this cell meanwhile.
+        found = self._directory.prune_purged(cell, older_than_s=0, dry_run=True)
+        pruned = self._directory.prune(purged)
         answers = Purged(
             self._cells[cell].name,
             len(marked),
             len(purged),
             len(purged) - too_young.removed,
-            report.removed,
+            pruned,
             mapped_before,
             self._mapped(purged),
             self._mapped(spared),
         )
+        self._check(found.removed >= len(purged), expected=True)
         self._check((answers.pruned, answers.purged_mapped_after), (len(purged), 0))
         self._check(answers.marked_mapped_after, len(spared))
         for uuid in purged:

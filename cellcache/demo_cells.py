@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -31,8 +30,7 @@ from sqlalchemy import (
 )
 
 from cellcache.database import database_errors
-from cellcache.demo_tables import open_patiently, remove_sqlite
-from cellcache.errors import ConfigError, DatabaseUnavailable
+from cellcache.demo_databases import drop, make, open_patiently
 
 _metadata = MetaData()
 
@@ -59,13 +57,15 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None, microsecond=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CellDatabase:
     """One cell's database, as the services inside the cell would write it."""
 
     name: str
     url: str
     engine: Engine
+    in_use: bool = False
+    """Whether a cell mapping leads to it: others may have mapped instances to that cell."""
 
     def boot(self, uuids_and_projects: Iterable[tuple[str, str]]) -> None:
         """Insert a row for each instance, as a build does."""
@@ -118,59 +118,22 @@ class CellDatabase:
 
 
 @contextmanager
-def cell_databases(url: URL, *, count: int = 3, keep: bool = False) -> Iterator[list[CellDatabase]]:
-    """Make the cells' databases beside the main one, and remove them in the end, unless asked to `keep` them."""
+def cell_databases(url: URL, names: Sequence[str], *, keep: bool) -> Iterator[list[CellDatabase]]:
+    """Make the cells' databases, and in the end remove those that no cell leads to, unless asked to `keep` them."""
     with ExitStack() as stack:
         cells = []
-        for number in range(1, count + 1):
-            name = _name_beside(url, number)
-            _create(url, name)
-            if not keep:
-                stack.callback(_drop, url, name)
+        for number, name in enumerate(names, 1):
             own = url.set(database=name)
-            engine = open_patiently(own)
-            stack.callback(engine.dispose)
-            with database_errors(str(own)):
-                _metadata.create_all(engine)
-            cells.append(CellDatabase(f"cell{number}", own.render_as_string(hide_password=False), engine))
+            cell = CellDatabase(f"cell{number}", own.render_as_string(hide_password=False), open_patiently(own))
+            make(url, name)
+            stack.callback(_leave, cell, url, name, keep=keep)
+            with database_errors(cell.url):
+                _metadata.create_all(cell.engine)
+            cells.append(cell)
         yield cells
 
 
-def _name_beside(url: URL, number: int) -> str:
-    """Return the name of a database, on SQLite of a file, beside the main one."""
-    if not url.database:
-        raise ConfigError("database.url: the demonstration needs one that names a database")
-    if url.get_backend_name() != "sqlite":
-        return f"{url.database}_cell{number}"
-    path = Path(url.database)
-    return str(path.with_name(f"{path.stem}_cell{number}{path.suffix}"))
-
-
-def _create(url: URL, name: str) -> None:
-    if url.get_backend_name() == "sqlite":
-        if Path(name).exists():
-            raise ConfigError(f"{name} is there already, and the demonstration leaves it alone: move it away")
-        return
-    try:
-        _administer(url, "CREATE DATABASE", name)
-    except DatabaseUnavailable as error:
-        raise ConfigError(
-            f"cannot create database {name}: {error}; the demonstration needs to, and no such database"
-        ) from error
-
-
-def _drop(url: URL, name: str) -> None:
-    if url.get_backend_name() == "sqlite":
-        remove_sqlite(name)
-    else:
-        _administer(url, "DROP DATABASE", name)
-
-
-def _administer(url: URL, statement: str, name: str) -> None:
-    engine = open_patiently(url, use="read")  # in autocommit: PostgreSQL creates no database inside a transaction
-    try:
-        with database_errors(str(url)), engine.connect() as connection:
-            quoted = connection.dialect.identifier_preparer.quote_identifier(name)
-            connection.exec_driver_sql(f"{statement} {quoted}")
-    finally:
-        engine.dispose()
+def _leave(cell: CellDatabase, url: URL, name: str, *, keep: bool) -> None:
+    cell.engine.dispose()
+    if not keep and not cell.in_use:
+        drop(url, name)

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from sqlalchemy import URL, bindparam, select
 
-from cellcache.demo_tables import open_patiently
+from cellcache.demo_databases import open_patiently
 from cellcache.directory import CellDirectory
 from cellcache.errors import InstanceNotMapped
 from cellcache.tables import instance_mapping

@@ -63,13 +63,18 @@ def current(url: str | URL) -> str | None:
     It may be one that this release does not know, if a newer one was here. An unreachable server takes 10 s.
     """
     with _connected(_parsed(url)) as connection:
-        return _revision_of(connection)
+        return revision_of(connection)
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the same over a connection that is open already."""
+    return MigrationContext.configure(connection, opts=OPTIONS).get_current_revision()
 
 
 def check(url: str | URL) -> list[str]:
     """Return one line for each difference between the database and the tables: none, if all is well."""
     with _connected(_parsed(url)) as connection:
-        found = _revision_of(connection)
+        found = revision_of(connection)
         differences = [] if found == head() else [f"the revision is {found or 'not set'}, this release needs {head()}"]
         return differences + find_differences(connection)
 
@@ -161,10 +166,6 @@ def _config(output: TextIO | None = None) -> Config:
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(files("cellcache.migrations")).replace("%", "%%"))
     return config
-
-
-def _revision_of(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection, opts=OPTIONS).get_current_revision()
 
 
 @contextmanager

@@ -75,6 +75,14 @@ class Deployment:
         self.outcomes.append(outcome)
         return outcome
 
+    def run_to_its_end(self, *arguments: str) -> Outcome:
+        """Run one command that may end as if by a signal, as the interpreter would."""
+        try:
+            return self.run(*arguments)
+        except SystemExit as end:
+            captured = self.capture.readouterr()
+            return Outcome(int(end.code or 0), captured.out, captured.err)
+
     def ok(self, *arguments: str) -> Outcome:
         outcome = self.run(*arguments)
         assert outcome.code == 0, outcome

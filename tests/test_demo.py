@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import make_url
 
-from cellcache import CellDirectory, Settings, schema
+from cellcache import CellDirectory, Settings
 from cellcache.demo import Demonstration, WrongAnswer
 from cellcache.model import CellMapping
-from tests.command_line import Deployment, command, environment, make_deployment
+from tests.command_line import Deployment, make_deployment
 from tests.servers import MariaDB, Memcached, Redis
+from tests.traces import databases, tables
 
 pytestmark = pytest.mark.slow
 
@@ -38,21 +36,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     return folder
-
-
-def databases(url: str) -> set[str]:
-    """Name the databases of the server, or the files beside the SQLite database."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        assert parsed.database is not None
-        return {path.name for path in Path(parsed.database).parent.glob("*.db*")}
-    query = "SHOW DATABASES" if parsed.get_backend_name() == "mysql" else "SELECT datname FROM pg_database"
-    with create_engine(url, poolclass=NullPool).connect() as connection:
-        return set(connection.scalars(text(query)))
-
-
-def tables(url: str) -> set[str]:
-    return set(inspect(create_engine(url, poolclass=NullPool)).get_table_names())
 
 
 def test_it_tells_its_story_without_any_server_and_leaves_nothing_behind(
@@ -132,17 +115,6 @@ def test_on_a_database_without_tables_it_leaves_no_trace(deployment: Deployment,
     assert tables(database_url) == set()
 
 
-def test_on_a_database_with_tables_it_leaves_them_empty(deployment: Deployment, database_url: str) -> None:
-    deployment.configure(f'[database]\nurl = "{database_url}"\n')
-    schema.upgrade(database_url)
-    before = databases(database_url), tables(database_url)
-    assert deployment.run("demo", *SIZE).code == 0
-    assert (databases(database_url), tables(database_url)) == before
-    assert schema.current(database_url) == schema.head()
-    stats = deployment.json("stats")
-    assert (stats["mappings"], stats["cells"]) == (0, [])
-
-
 @pytest.mark.quiet
 @pytest.mark.parametrize("cache", ["memcached", "redis"])
 def test_on_a_shared_cache_another_directory_sees_the_move(
@@ -171,43 +143,6 @@ def test_over_a_backend_that_keeps_nothing_it_says_so(deployment: Deployment) ->
     assert "not coherent" in out
 
 
-def use(deployment: Deployment) -> str:
-    """Let the database have a mapping, and return its instance."""
-    schema.upgrade(deployment.database_url)
-    uuid = "0f0e3f6e-2f6c-4a3b-9d5e-2f1f6a7f4c11"
-    deployment.ok("cell", "create", "mine", "--database-connection", "sqlite:///mine.db")
-    deployment.ok("instance", "map", uuid, "--cell", "mine", "--project", "p")
-    return uuid
-
-
-def test_a_database_with_mappings_is_refused(deployment: Deployment) -> None:
-    uuid = use(deployment)
-    outcome = deployment.run("demo", *SIZE)
-    assert outcome.code == 1
-    assert "--beside-existing" in outcome.error
-    assert not any("_cell" in name for name in databases(deployment.database_url))
-    assert deployment.run("instance", "show", uuid).code == 0
-
-
-def test_beside_mappings_it_touches_none_of_them(deployment: Deployment) -> None:
-    uuid = use(deployment)
-    before = deployment.json("instance", "show", uuid)
-    assert deployment.run("demo", *SIZE, "--beside-existing").code == 0
-    assert deployment.json("instance", "show", uuid) == before
-    stats = deployment.json("stats")
-    assert (stats["mappings"], [cell["name"] for cell in stats["cells"]]) == (1, ["mine"])
-
-
-def test_a_database_that_is_in_the_way_is_left_alone(deployment: Deployment) -> None:
-    theirs = deployment.folder / "mappings_cell2.db"
-    theirs.write_bytes(b"someone else's")
-    outcome = deployment.run("demo", *SIZE)
-    assert outcome.code == 2
-    assert str(theirs) in outcome.error
-    assert theirs.read_bytes() == b"someone else's"
-    assert not (deployment.folder / "mappings_cell1.db").exists()
-
-
 def test_an_account_that_may_not_create_databases_is_told_so(deployment: Deployment, mariadb: MariaDB) -> None:
     url = make_url(mariadb.create_database("demo_denied"))
     mariadb.execute(f"CREATE OR REPLACE USER poor@{mariadb.host} IDENTIFIED BY 'poor-password'")
@@ -223,30 +158,6 @@ def test_an_account_that_may_not_create_databases_is_told_so(deployment: Deploym
 
 def test_keeping_is_for_the_embedded_one_alone(deployment: Deployment) -> None:
     assert deployment.run("demo", "--keep").code == 2
-
-
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
-def test_when_it_is_interrupted_it_still_cleans_up(deployment: Deployment, fault: type[BaseException]) -> None:
-    settings = Settings(database={"url": deployment.database_url})
-
-    def interrupt(_: int) -> None:
-        raise fault
-
-    with pytest.raises(fault), Demonstration(settings, size=50) as story:
-        story.prepare(interrupt)
-    assert databases(deployment.database_url) == set()
-
-
-def test_a_signal_to_end_lets_it_clean_up(deployment: Deployment) -> None:
-    arguments = command("demo", "--config", str(deployment.config), "-n", "5000")
-    with subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("1. Three cells"):
-            assert process.poll() is None
-        assert any("_cell" in name for name in databases(deployment.database_url))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert databases(deployment.database_url) == set()
 
 
 def answering(wrongly: Callable[[CellDirectory, CellMapping], CellMapping]) -> Callable[..., CellMapping]:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cellcache.cli.commands import Session, command
-from cellcache.cli.exits import UsageProblem
+from cellcache.cli.exits import UsageProblem, complain
 from cellcache.cli.render import as_text, duration, print_json, progress, terminal
 from cellcache.config import Settings
 from cellcache.demo import Demonstration, FollowedRequest, Moved, Prepared, Purged, Served, Tick
@@ -29,6 +29,7 @@ from cellcache.demo_costs import Cost
 
 _REQUESTS = 3000
 _ROUNDS = 10
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WIDTH = 110  # longer lines are hard to read
 
 _KINDS = {
@@ -51,43 +52,54 @@ def demo(
     session: Session,
     instances: Annotated[int, typer.Option("--instances", "-n", min=30, metavar="N", help="Map so many.")] = 10_000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the files behind, to go on with by hand.")] = False,
-    beside_existing: Annotated[
-        bool, typer.Option("--beside-existing", help="With --config: work beside the mappings that are there already.")
-    ] = False,
 ) -> None:
     """See it work: three cells, instances, requests, and what each kind of lookup costs. Under a minute.
 
     Without --config it needs no server: SQLite files in a temporary folder and the memory backend, gone at the end.
-    With --config it runs on those servers: it creates databases for the cells beside the configured one, refuses a
-    database that has mappings, and leaves everything as it found it.
+    With --config it runs on those servers. The configured database must have none of cellcache's tables: it creates
+    them, and databases for the cells beside it, and in the end removes what it made, and nothing that others wrote.
     """
     if session.config is not None and keep:
         raise UsageProblem("--keep is for the demonstration without --config: on your servers it cleans up")
     started = time.perf_counter()
-    with _cleaning_up_when_ended(), _place(session, keep=keep) as (settings, folder):
-        with Demonstration(settings, size=instances, keep=keep, beside_existing=beside_existing) as story:
-            told = _tell(story, _Narrator(quiet=session.json), folder)
+    with _ending_at_a_step() as step, _place(session, keep=keep) as (settings, folder):
+        story = Demonstration(settings, size=instances, keep=keep)
+        try:
+            with story:
+                told = _tell(story, _Narrator(step, quiet=session.json), folder)
+        finally:
+            for what in story.left:
+                complain(f"left in place: {what}")
         seconds = time.perf_counter() - started
         if session.json:
-            print_json(told | {"answers_checked": story.answers_checked, "seconds": round(seconds, 3)})
+            told |= {"answers_checked": story.answers_checked, "left": story.left, "seconds": round(seconds, 3)}
+            print_json(told)
             return
         # Not wrapped: a command that is to be copied must not break in the middle of a path.
-        terminal().print(_ending(folder, seconds, keep=keep), "", soft_wrap=True)
+        terminal().print(_ending(folder, seconds, left=story.left, keep=keep), "", soft_wrap=True)
 
 
 @contextmanager
-def _cleaning_up_when_ended() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end us by way of the context managers: what was made on someone's servers must go."""
+def _ending_at_a_step() -> Iterator[Callable[[], None]]:
+    """Give what ends us at the next step after Ctrl-C, SIGTERM or SIGHUP, to be called at each.
 
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+    In between something may just have been made on someone's servers and not be known as ours yet; and once it is being
+    removed, a second signal must not leave the rest behind.
+    """
+    came: list[int] = []
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def step() -> None:
+        if came:
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])
+
+    listening = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in listening}
     try:
-        yield
+        yield step
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    step()
 
 
 @contextmanager
@@ -107,13 +119,15 @@ def _place(session: Session, *, keep: bool) -> Iterator[tuple[Settings, Path | N
 
 
 class _Narrator:
-    """Says what happens, a chapter at a time; with `quiet`, nothing."""
+    """Says what happens, a chapter at a time; with `quiet`, nothing. Each is a step, and so is each tick."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, step: Callable[[], None], *, quiet: bool) -> None:
+        self._step = step
         self._quiet = quiet
         self._console = terminal()
 
     def say(self, title: str, *body: RenderableType) -> None:
+        self._step()
         if not self._quiet:
             self._console.print(Text(title, style="bold cyan"))
             self._console.print(
@@ -124,7 +138,12 @@ class _Narrator:
     def waiting(self, task: str, total: int) -> Iterator[Tick]:
         with progress(quiet=self._quiet) as bar:
             identity = bar.add_task(task, total=total)
-            yield lambda steps: bar.advance(identity, steps)
+
+            def tick(steps: int) -> None:
+                bar.advance(identity, steps)
+                self._step()
+
+            yield tick
 
 
 def _tell(story: Demonstration, narrator: _Narrator, folder: Path | None) -> dict[str, Any]:
@@ -256,7 +275,7 @@ def _purged(purged: Purged) -> RenderableType:
             "deleted by their owners": f"{purged.marked:,} instances of {purged.cell}; their rows are only marked",
             "purged by an operator": f"{purged.purged:,} rows are gone; still mapped: {purged.purged_mapped_before:,}",
             "prune --purged": f"{purged.spared_as_young:,} spared: younger than an hour, they might be building",
-            "  with --older-than 0": f"{purged.pruned:,} mappings removed",
+            "  with --older-than 0": f"{purged.pruned:,} found and removed",
             "asked again": f"mapped: {purged.purged_mapped_after:,} of the purged, "
             f"{purged.marked_mapped_after:,} of those only deleted",
         }
@@ -272,10 +291,12 @@ def _pairs(pairs: dict[str, str]) -> RenderableType:
     return table
 
 
-def _ending(folder: Path | None, seconds: float, *, keep: bool) -> str:
-    if not keep:
-        return f"Done in {duration(seconds)}; everything that was written is removed again."
-    return (
-        f"Done in {duration(seconds)}. The files are in {folder}; go on with\n"
-        f"  cellcache --config {folder}/cellcache.toml instance list --limit 3"
-    )
+def _ending(folder: Path | None, seconds: float, *, left: list[str], keep: bool) -> str:
+    if keep:
+        return (
+            f"Done in {duration(seconds)}. The files are in {folder}; go on with\n"
+            f"  cellcache --config {folder}/cellcache.toml instance list --limit 3"
+        )
+    if left:
+        return f"Done in {duration(seconds)}; what it wrote is removed again, but for what others use by now."
+    return f"Done in {duration(seconds)}; everything that was written is removed again."
