@@ -261,7 +261,7 @@ class Demonstration:
         """Delete instances in one cell, purge half of them, and prune the mappings of those that are gone."""
         [(cell, population)] = Counter(self._where.values()).most_common(1)
         mine = (uuid for uuid, its_cell in self._where.items() if its_cell == cell)
-        marked = list(islice(mine, min(200, population)))
+        marked = list(islice(mine, min(200, population // 2)))
         purged, spared = marked[::2], marked[1::2]
         self._cells[cell].mark_deleted(marked)
         self._cells[cell].purge(purged)
