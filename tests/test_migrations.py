@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
 from cellcache import schema
-from cellcache.errors import ConfigError, DatabaseUnavailable, SchemaError
+from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping, metadata
 from tests.servers import MariaDB, PostgreSQL
 
@@ -615,10 +615,17 @@ def test_a_revision_of_a_newer_release_is_refused(database_url: str) -> None:
     assert tables_of(database_url) >= OURS
 
 
-@pytest.mark.parametrize("revision", ["0815", "head+1", "heads:base:head", ""])
+@pytest.mark.parametrize("revision", ["0815", "head+1", "heads:base:head"])
 def test_an_unknown_revision_is_refused(database_url: str, revision: str) -> None:
     with pytest.raises(SchemaError):
         schema.upgrade(database_url, revision)
+    assert not tables_of(database_url) & OURS
+
+
+@pytest.mark.parametrize("step", [schema.upgrade, schema.downgrade])
+def test_a_blank_revision_is_refused(database_url: str, step: Any) -> None:
+    with pytest.raises(InvalidValue, match="revision"):
+        step(database_url, "")
     assert not tables_of(database_url) & OURS
 
 
