@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import Connection
 
-from cellcache import CacheUnavailable, CellDirectory, Settings, maintenance
+from cellcache import CacheUnavailable, CellDirectory, DatabaseUnavailable, Settings, maintenance
 from cellcache.cli import main
 from cellcache.codec import FENCE
 from cellcache.invalidations import GRACE_S, Delivery
@@ -121,6 +123,133 @@ def test_writer_that_could_not_settle_takes_its_fence_away_as_soon_as_it_can(
         assert directory.stats().fills == 1
         assert rows(site) == 0
         directory.close()
+
+
+def answering(*answers: Sequence[bool]) -> Any:
+    """Stand for a request of a backend of which these are the answers, one after the other."""
+    left = iter(answers)
+    return lambda _asked: list(next(left))
+
+
+def test_row_stays_until_every_node_has_confirmed_the_settling(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two instances of one write live on two nodes, and one of those is away for longer."""
+    with CellDirectory(site.settings()) as directory:  # without its thread
+        monkeypatch.setattr(
+            directory._backend, "settle_multi", answering([False, False], [True, False], [False, True], [True, True])
+        )
+        directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(2))
+        for _ in range(2):
+            assert directory.deliver_invalidations() == Delivery(delivered=0, waiting=1)
+            assert rows(site) == 1
+        assert directory.deliver_invalidations() == Delivery(delivered=0, waiting=0)
+        assert rows(site) == 0
+
+
+def test_row_stays_until_every_node_has_confirmed_the_delivery(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CellDirectory(site.settings()) as directory:
+        pairs = [new_uuids(2) for _ in range(3)]
+        for pair in pairs:
+            directory._store.add_invalidation(pair, 0.0)
+        with monkeypatch.context() as patch:
+            answers = answering([True, True], [True, False], [True, True], [False, True])
+            patch.setattr(directory._backend, "invalidate_multi", answers)
+            assert directory.deliver_invalidations() == Delivery(delivered=2, waiting=1)
+            assert [one.instance_uuids for one in directory.list_invalidations()] == [pairs[1]]
+            assert directory._invalidations.wanted.is_set()  # a node is away: soon again
+            assert directory.deliver_invalidations() == Delivery(delivered=0, waiting=1)
+        assert directory.deliver_invalidations() == Delivery(delivered=1, waiting=0)
+        assert rows(site) == 0
+        assert not directory._invalidations.wanted.is_set()
+
+
+@pytest.mark.parametrize("durable", ["always", "unreachable"])
+def test_row_of_a_write_past_one_of_two_nodes_names_all_that_may_be_outdated(
+    site: Site, monkeypatch: pytest.MonkeyPatch, durable: str
+) -> None:
+    """What was fenced is outdated, too, if its fence is lost and its writer dies: with `always` it is in the row."""
+    with CellDirectory(site.settings(durable=durable)) as directory:
+        fence = directory._backend.fence_multi
+
+        def fence_all_but_the_last(keys: Sequence[str]) -> list[Fence]:
+            return [*fence(keys[:-1]), Fence(FENCE + b"unheard")]
+
+        monkeypatch.setattr(directory._backend, "fence_multi", fence_all_but_the_last)
+        uuids = new_uuids(3)
+        directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+        named = [one.instance_uuids for one in directory.list_invalidations()]
+        assert named == [uuids if durable == "always" else uuids[-1:]]
+        assert directory.stats().invalidations_pending == 1
+
+
+def test_row_is_left_to_its_writer_for_ten_seconds(site: Site, directory: CellDirectory) -> None:
+    directory.map_instance(new_uuids(1)[0], HERE, "project")
+    (row,) = directory.list_invalidations()
+    assert row.deliver_after - row.created_at == timedelta(seconds=10)
+
+
+def test_row_that_is_made_because_the_cache_could_not_be_settled_is_due_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CellDirectory(site.settings(durable="unreachable")) as directory:
+        monkeypatch.setattr(directory._backend, "settle_multi", answering([False]))
+        directory.map_instance(new_uuids(1)[0], HERE, "project")
+        assert directory.stats().invalidations_pending == 1
+
+
+def test_what_a_write_in_doubt_left_is_removed_though_the_database_cannot_record_it_yet(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = new_uuids(1)
+    other = site.open()
+    other.map_instance(uuid, HERE, "project")
+    with CellDirectory(site.settings()) as directory:
+
+        def interrupted(connection: Connection) -> None:
+            raise KeyboardInterrupt
+
+        def away(*_: object) -> int:
+            raise DatabaseUnavailable("gone")
+
+        monkeypatch.setattr(directory._store, "add_invalidation", away)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "commit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                directory.move_instance(uuid, THERE)
+        site.cache.evict(uuid)  # its fence is lost, and another reader fills what it has read
+        assert other.resolve_cell(uuid).uuid == HERE
+        assert other._backend.peek_multi([uuid]) != [None]
+        with pytest.raises(DatabaseUnavailable):
+            directory.deliver_invalidations()
+        assert other._backend.peek_multi([uuid]) == [None]
+        monkeypatch.undo()
+
+
+class _StopsAfterOnePause:
+    """What ends the background thread, here after its first pause, or where it takes none."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+        self._left = 10
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return bool(self.pauses) or self._left < 0
+
+    def wait(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+def test_background_thread_pauses_while_a_node_stays_away(
+    site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory._maintenance.stop()
+    stop = _StopsAfterOnePause()
+    directory._store.add_invalidation(new_uuids(1), 0.0)
+    monkeypatch.setattr(directory._backend, "invalidate_multi", lambda keys: [False] * len(keys))
+    directory._invalidations.wanted.set()
+    directory._maintenance._run(cast("Any", stop))
+    assert stop.pauses == [maintenance._RETRY_S]
+    assert directory._invalidations.wanted.is_set()
 
 
 @pytest.fixture
