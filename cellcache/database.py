@@ -218,9 +218,9 @@ def _cause(error: Exception) -> BaseException:
 
 
 def _first_line(error: BaseException) -> str:
-    if len(error.args) == 2 and isinstance(error.args[0], int):  # PyMySQL: number and text
-        return f"{str(error.args[1]).strip().splitlines()[0]} ({error.args[0]})"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    numbered = len(error.args) == 2 and isinstance(error.args[0], int)  # PyMySQL: number and text, which may be empty
+    said = str(error.args[1] if numbered else error).strip() or type(error).__name__
+    return said.splitlines()[0] + (f" ({error.args[0]})" if numbered else "")
 
 
 def _lacks_table(cause: BaseException) -> bool:

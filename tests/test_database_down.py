@@ -23,7 +23,7 @@ from sqlalchemy import Connection, text
 from cellcache import CellCacheError, CellMapping, CommitUnknown, DatabaseUnavailable, read_through
 from cellcache.protocol import Absent
 from tests.faults.deployment import Deployment, open_directory, prepare, wait_until
-from tests.faults.proxy import Link, Proxy, swallow
+from tests.faults.proxy import Link, Proxy, garbled, swallow
 from tests.servers import DatabaseServer, MariaDB, Memcached
 
 pytestmark = pytest.mark.quiet
@@ -322,6 +322,29 @@ def test_a_commit_whose_connection_breaks_is_unknown_and_its_key_is_left_to_sql(
     wait_until(lambda: rows_left(scene, key) == 0, "the invalidation is delivered", patience_s=40)
     deployment.look_up_everything(threads=2)
     wait_until(lambda: deployment.misses_of_a_round() == 0, "the cache holds it again")
+
+
+def test_a_commit_whose_reply_makes_no_sense_is_unknown_and_its_key_is_left_to_sql(scene: Scene) -> None:
+    deployment, directory = scene.deployment, scene.directory
+    key = deployment.keys[0]
+    cell = next(cell for cell in deployment.cells if cell != deployment.truth[key])
+    deployment.move(deployment.keys[1])  # it connects
+
+    def notice(link: Link, data: bytes) -> None:
+        link.memory["committing"] = is_commit(data)
+        link.to_server(data)
+
+    def garble(link: Link, data: bytes) -> None:
+        (garbled if link.memory.get("committing") else Link.to_client)(link, data)
+
+    scene.proxy.on_request, scene.proxy.on_reply = notice, garble
+    with pytest.raises(CommitUnknown):
+        directory.move_instance(key, cell)
+    assert directory._backend.lookup(key) is Absent.FENCED, "nobody may store an answer"
+    scene.proxy.heal()
+    assert scene.cell_in_the_table(key) == cell
+    deployment.truth[key] = cell
+    deployment.look_up_everything(threads=2)
 
 
 def is_commit(request: bytes) -> bool:

@@ -5,20 +5,30 @@ What a server that stops or restarts does to it is in test_database_down.py.
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import psycopg
+import pymysql
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from cellcache import CellDirectory, ConfigError, DatabaseUnavailable, SchemaError
+from cellcache import CellDirectory, CommitUnknown, ConfigError, DatabaseUnavailable, InstanceMapping, SchemaError
 from cellcache.config import Settings
+from cellcache.protocol import Absent
+from cellcache.row_lookup import Disconnected
+from cellcache.transaction import Transaction
+from tests.costs import Meter
 from tests.directories import CACHES, DATABASES, HERE, THERE, Site, new_uuids, open_site
 
 PROJECT = "project-1"
@@ -251,3 +261,176 @@ def test_deadlock_is_tried_again(database: str, request: pytest.FixtureRequest, 
         assert len(tries) == 2
         assert site.table().keys() == {row["key"] for row in weight}
         assert directory.resolve_cells([first, second]) == {}
+
+
+# -- how a commit ends -------------------------------------------------------------------------------------------
+
+
+def told(cause: Exception, *, hung_up: bool = False) -> OperationalError:
+    """What SQLAlchemy makes of a driver's error; `hung_up` where it knows that the connection is gone."""
+    return OperationalError("COMMIT", None, cause, connection_invalidated=hung_up)
+
+
+def cause_of(error: object) -> str | None:
+    cause = getattr(error, "orig", error)
+    return f"{type(cause).__name__} {cause}" if isinstance(cause, Exception) else None
+
+
+UNKNOWN = [
+    told(pymysql.err.OperationalError(2013, "Lost connection to MySQL server during query"), hung_up=True),
+    told(pymysql.err.OperationalError(2014, "Command Out of Sync")),
+    told(pymysql.err.OperationalError(2000, "unknown")),
+    told(pymysql.err.OperationalError(2999, "unknown")),
+    told(pymysql.err.OperationalError(4031, "The client was disconnected"), hung_up=True),
+    told(pymysql.err.InternalError("Packet sequence number wrong - got 254 expected 1")),
+    told(pymysql.err.InterfaceError(0, "")),
+    told(pymysql.err.OperationalError(-1, "unknown")),
+    told(pymysql.err.OperationalError()),
+    told(psycopg.OperationalError("server closed the connection unexpectedly")),
+    told(psycopg.errors.AdminShutdown("terminating connection due to administrator command"), hung_up=True),
+]
+REFUSED = [
+    told(pymysql.err.OperationalError(1180, "Got error 5 during COMMIT")),
+    told(pymysql.err.OperationalError(1999, "whatever the server says")),
+    told(pymysql.err.OperationalError(3000, "whatever the server says")),
+    told(psycopg.errors.ReadOnlySqlTransaction("cannot execute")),
+    told(sqlite3.OperationalError("database is locked")),
+]
+
+
+@pytest.fixture
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with open_site(request, tmp_path, "memory") as site:
+        yield site
+
+
+def commits_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit(_connection: Connection) -> None:
+        raise error
+
+    monkeypatch.setattr(Connection, "commit", commit)
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=cause_of)
+def test_commit_that_nobody_refused_is_unknown_and_its_fence_stands(
+    local: Site, monkeypatch: pytest.MonkeyPatch, error: OperationalError
+) -> None:
+    directory, key = local.open(), str(uuid4())
+    directory.map_instance(key, HERE, PROJECT)
+    with monkeypatch.context() as patch:
+        commits_with(error, patch)
+        with pytest.raises(CommitUnknown, match="it may have happened"):
+            directory.move_instance(key, THERE)
+    assert directory._backend.lookup(key) is Absent.FENCED
+    assert [key] in [one.instance_uuids for one in directory.list_invalidations()]
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=cause_of)
+def test_commit_that_the_database_refused_leaves_no_fence(
+    local: Site, monkeypatch: pytest.MonkeyPatch, error: OperationalError
+) -> None:
+    directory, key = local.open(), str(uuid4())
+    directory.map_instance(key, HERE, PROJECT)
+    directory.deliver_invalidations()
+    with monkeypatch.context() as patch:
+        commits_with(error, patch)
+        with pytest.raises(DatabaseUnavailable) as caught:
+            directory.move_instance(key, THERE)
+    assert not isinstance(caught.value, CommitUnknown)
+    assert directory._backend.lookup(key) is not Absent.FENCED
+    assert directory.list_invalidations() == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "tries"),
+    [
+        (pymysql.err.OperationalError(1213, "Deadlock found when trying to get lock"), 3),
+        (pymysql.err.OperationalError(1467, "Failed to read auto-increment value from storage engine"), 3),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), 3),
+        (psycopg.errors.SerializationFailure("could not serialize access"), 3),
+        (pymysql.err.OperationalError(1205, "Lock wait timeout exceeded"), 1),
+        (psycopg.errors.LockNotAvailable("canceling statement due to lock timeout"), 1),
+    ],
+    ids=cause_of,
+)
+def test_only_who_lost_in_a_deadlock_tries_again(
+    local: Site, monkeypatch: pytest.MonkeyPatch, cause: Exception, tries: int
+) -> None:
+    directory, key = local.open(), str(uuid4())
+    directory.map_instance(key, HERE, PROJECT)
+    tried: list[object] = []
+
+    def lose(_transaction: Transaction, keys: Sequence[str]) -> dict[str, InstanceMapping]:
+        tried.append(keys)
+        raise told(cause)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "lock_mappings", lose)
+        with pytest.raises(DatabaseUnavailable):
+            directory.move_instance(key, THERE)
+    assert len(tried) == tries
+    assert local.table() == {key: HERE}
+
+
+# -- the order of locks ------------------------------------------------------------------------------------------
+
+
+def test_rows_and_cells_are_locked_in_one_order_whoever_asks(local: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two that lock the same ones wait for each other."""
+    meter, keys = Meter(monkeypatch), new_uuids(3)
+    directory = local.open()
+    directory.map_instances((key, cell, PROJECT) for key, cell in zip(keys, (THERE, HERE, THERE), strict=True))
+    with meter.count(set()) as costs:
+        directory.map_instances((key, cell, PROJECT) for key, cell in zip(new_uuids(2), (THERE, HERE), strict=True))
+        directory.prune(keys)
+    locking = [statement for statement in costs.statements if re.search(r"SELECT.* IN ", statement, re.DOTALL)]
+    ordered = [re.findall(r"FROM (\w+)\s.*ORDER BY (\w+\.\w+)", statement, re.DOTALL) for statement in locking]
+    assert ordered == [
+        [("instance_mapping", "instance_mapping.instance_uuid")],
+        [("cell_mapping", "cell_mapping.uuid")],
+        [("instance_mapping", "instance_mapping.instance_uuid")],
+    ]
+
+
+# -- time limits of reads ----------------------------------------------------------------------------------------
+
+LIMIT_S = 8.0
+
+
+@pytest.mark.parametrize(("took_s", "tries"), [(0.45 * LIMIT_S, 2), (0.55 * LIMIT_S, 1)])
+@pytest.mark.parametrize("call", ["resolve_cell", "resolve_cells", "get_instance"])
+def test_read_whose_connection_died_of_a_time_limit_is_not_tried_again(
+    local: Site, monkeypatch: pytest.MonkeyPatch, call: str, took_s: float, tries: int
+) -> None:
+    """One that broke at once, as after a restart of the server, is: the caller has not waited yet."""
+    directory, key = local.open(database={"timeout_s": LIMIT_S}), str(uuid4())
+    directory.map_instance(key, HERE, PROJECT)
+    local.cache.evict(key)
+    directory.get_cell(HERE)
+    now, tried = [1000.0], list[str]()
+    lost = told(psycopg.OperationalError("gone"), hung_up=True)
+
+    def broken(how: Callable[[], Exception], work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            tried.append(call)
+            if len(tried) > 1:
+                return work(*arguments)
+            now[0] += took_s
+            raise how()
+
+        return run
+
+    store: Any = directory._store
+    monkeypatch.setattr("cellcache.store.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name in ("cell_of", "cells_of"):
+        monkeypatch.setattr(store._rows, name, broken(lambda: Disconnected(lost), getattr(store._rows, name)))
+    if call == "get_instance":
+        monkeypatch.setattr(store, "_reading", SimpleNamespace(connect=broken(lambda: lost, store._reading.connect)))
+    ask = CALLS[call]
+    if tries == 1:
+        with pytest.raises(DatabaseUnavailable):
+            ask(directory, key)
+    else:
+        ask(directory, key)
+    assert len(tried) == tries
+    monkeypatch.undo()
