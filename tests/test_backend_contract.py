@@ -193,20 +193,30 @@ def test_fill_does_not_store_after_an_invalidation(backend: Backend, other: Back
     assert isinstance(other.lookup(key), Lease)
 
 
+def leased_among_many(backend: CoherentBackend, key: str) -> Lease:
+    entry = backend.lookup_multi([new_key(), key, new_key()])[1]
+    assert isinstance(entry, Lease), entry
+    return entry
+
+
+@pytest.mark.parametrize("take", [leased, leased_among_many])
 def test_fill_does_not_store_over_the_next_readers_lease(
-    cache: Cache, backend: Backend, other: Backend, key: str
+    cache: Cache, backend: Backend, other: Backend, key: str, take: Callable[[CoherentBackend, str], Lease]
 ) -> None:
-    lease = leased(backend, key)
+    lease = take(backend, key)
     cache.evict(key)
-    next_lease = leased(other, key)
+    next_lease = take(other, key)
     assert not fill(backend, key, lease)
     assert fill(other, key, next_lease, NEW)
 
 
-def test_fill_does_not_store_over_ones_own_next_lease(cache: Cache, backend: Backend, key: str) -> None:
-    lease = leased(backend, key)
+@pytest.mark.parametrize("take", [leased, leased_among_many])
+def test_fill_does_not_store_over_ones_own_next_lease(
+    cache: Cache, backend: Backend, key: str, take: Callable[[CoherentBackend, str], Lease]
+) -> None:
+    lease = take(backend, key)
     cache.evict(key)
-    next_lease = leased(backend, key)
+    next_lease = take(backend, key)
     assert not fill(backend, key, lease)
     assert fill(backend, key, next_lease, NEW)
     assert backend.lookup(key) == NEW
@@ -285,6 +295,15 @@ def test_many_fills_are_sent(backend: Backend, count: int) -> None:
     backend.send_fills(fills, refused.append, wait=False)
     assert backend.lookup_multi(keys) == values
     assert sum(refused) == 0
+
+
+def test_more_fills_than_fit_a_socket_are_not_sent_unread(backend: Backend, other: Backend) -> None:
+    """Beyond that the server would wait for us to read its replies, and we for it to read our requests."""
+    keys, refused = [new_key() for _ in range(1001)], list[int]()
+    leases = [entry for entry in backend.lookup_multi(keys) if isinstance(entry, Lease)]
+    fenced(other, keys[500])
+    backend.send_fills([Fill(*one, OLD, 60) for one in zip(keys, leases, strict=True)], refused.append, wait=False)
+    assert sum(refused) == 1, "it is known by now: the replies have been read"
 
 
 # Fence
@@ -504,6 +523,16 @@ def test_lease_expires(cache: Cache, key: str) -> None:
     assert isinstance(next_lease, Lease)
     assert not fill(backend, key, lease)
     assert fill(backend, key, next_lease)
+
+
+def test_fence_outlives_the_lease(cache: Cache) -> None:
+    """A commit may take longer than a read."""
+    backend = cache.backend(lease_ttl_s=cache.shortest_ttl_s)
+    written, read = new_key(), new_key()
+    fenced(backend, written)
+    leased(backend, read)
+    assert eventually(lambda: backend.lookup(read) is not Absent.LEASED)
+    assert backend.lookup(written) is Absent.FENCED
 
 
 def test_fence_expires(cache: Cache, key: str) -> None:

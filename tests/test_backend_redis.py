@@ -21,6 +21,7 @@ from cellcache.backends.resp import ACL_RULES, Connection, Refusal, Refused
 from cellcache.codec import FENCE, LEASE, encode
 from cellcache.errors import ConfigError
 from cellcache.protocol import Absent, Fill, Lease, Settlement
+from tests import scripted
 from tests.caches import PATIENT, Backend, RedisCache, eventually, fenced, leased, new_key
 from tests.certificates import Authority
 from tests.fake_redis import FakeRedis
@@ -330,6 +331,16 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     assert backend.lookup(key) == OLD
     assert isinstance(backend.lookup(pruned), Lease)
     assert backend.lookup(moved) == NEW
+
+
+@pytest.mark.parametrize("refused", [0, 1], ids=["the lookup", "the removal"])
+def test_check_says_that_it_is_full(refused: int) -> None:
+    replies = [b"$-1\r\n", b":1\r\n"]
+    replies[refused] = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+    backend, _ = scripted.redis([b"".join(replies), b"$0\r\n\r\n"])
+    (status,) = backend.check()
+    assert status.trouble is not None
+    assert "it is full: set its maxmemory-policy to allkeys-lru" in status.trouble
 
 
 @needs_redis
