@@ -6,13 +6,14 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 from sqlalchemy import Connection, text
 
@@ -29,6 +30,8 @@ from cellcache import (
     InvalidValue,
     maintenance,
 )
+from cellcache.codec import encode
+from cellcache.protocol import Fence
 from tests.caches import eventually
 from tests.directories import (
     CLOSED,
@@ -95,7 +98,7 @@ def test_instances_can_be_mapped_into_a_new_cell_at_once(site: Site, directory: 
 def test_cell_that_a_process_has_never_seen_resolves(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     with open_site(request, tmp_path, kind) as site:
         reader, writer, keys = site.open(), site.open(), new_uuids(2)
-        reader.resolve_cells(keys)  # it has read the cells there are
+        reader.get_cell(HERE)  # it has read the cells there are
         cell = writer.create_cell("cell1", DATABASE, QUEUE)
         writer.map_instances((key, cell.uuid, PROJECT) for key in keys)
         assert reader.resolve_cell(keys[0]) == cell
@@ -348,6 +351,17 @@ def test_deleted_cell_is_gone(site: Site, directory: CellDirectory, key: str) ->
             one.map_instance(key, HERE, PROJECT)
 
 
+def test_deleted_cell_is_forgotten_by_a_process_that_knew_it(site: Site, directory: CellDirectory, key: str) -> None:
+    cell = directory.create_cell("cell1", DATABASE, QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    assert directory.resolve_cell(key) == cell
+    directory.prune([key])
+    directory.delete_cell(cell.uuid)
+    site.cache.write(key, encode(cell.uuid))  # an answer of before that nobody has removed
+    with pytest.raises(InstanceNotMapped):
+        directory.resolve_cell(key)
+
+
 def test_cell_with_mappings_is_not_deleted(site: Site, directory: CellDirectory, key: str) -> None:
     directory.map_instance(key, HERE, PROJECT)
     with pytest.raises(CellInUse, match=f"cell {HERE} still has instance mappings") as caught:
@@ -387,6 +401,38 @@ def test_mapping_and_deleting_at_once_leaves_no_mapping_without_its_cell(site: S
         assert (key in site.table()) is created.result()
 
 
+MAPPINGS: dict[str, Callable[[CellDirectory, str, str], object]] = {
+    "map_instance": lambda directory, key, cell: directory.map_instance(key, cell, PROJECT),
+    "map_instances": lambda directory, key, cell: directory.map_instances([(key, cell, PROJECT)]),
+    "move_instance": lambda directory, key, cell: directory.move_instance(key, cell),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_cell_is_not_deleted_while_an_instance_is_being_mapped_to_it(
+    site: Site, directory: CellDirectory, key: str, mapping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion comes when the cell has been found and the mapping is not committed yet."""
+    deleter, cell = site.open(), directory.create_cell("cell1", DATABASE, QUEUE).uuid
+    if mapping == "move_instance":
+        directory.map_instance(key, HERE, PROJECT)
+    fence = directory._backend.fence_multi
+    with ThreadPoolExecutor(1) as another:
+        deletions: list[Future[None]] = []
+
+        def fence_late(keys: Sequence[str]) -> list[Fence]:
+            deletions.append(another.submit(deleter.delete_cell, cell))
+            wait(deletions, timeout=0.5)
+            return fence(keys)
+
+        monkeypatch.setattr(directory._backend, "fence_multi", fence_late)
+        MAPPINGS[mapping](directory, key, cell)
+        with pytest.raises(CellInUse):
+            deletions[0].result(20)
+    assert directory.get_cell(directory.get_instance(key).cell_uuid).uuid == cell
+
+
 # -- the cell's own database -------------------------------------------------------------------------------------
 
 
@@ -409,6 +455,19 @@ def test_connection_follows_the_cells_database(directory: CellDirectory, key: st
     directory.update_cell(cell.uuid, database_connection=new_cell_database(tmp_path, {key: 2}))
     with directory.connect_cell(key) as connection:
         assert connection.scalar(text("SELECT deleted FROM instances")) == 2
+
+
+def test_database_that_no_cell_names_any_more_is_left(directory: CellDirectory, key: str, tmp_path: Path) -> None:
+    first = new_cell_database(tmp_path, {key: 0})
+    cell = directory.create_cell("cell1", first, QUEUE)
+    directory.map_instance(key, cell.uuid, PROJECT)
+    with directory.connect_cell(key):
+        pass
+    open_files = psutil.Process().open_files
+    file = first.removeprefix("sqlite:///")
+    assert file in {one.path for one in open_files()}
+    directory.update_cell(cell.uuid, database_connection=new_cell_database(tmp_path, {key: 1}))
+    assert file not in {one.path for one in open_files()}
 
 
 def test_connection_for_what_is_not_mapped_is_an_error(directory: CellDirectory, key: str) -> None:

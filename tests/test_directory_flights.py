@@ -342,6 +342,49 @@ def test_outdated_read_is_not_stored(site: Site, directory: CellDirectory, key: 
     assert (directory.stats().fills, directory.stats().fills_refused) == (2, 1)
 
 
+@pytest.mark.parametrize("waiters", [0, 1])
+def test_fill_is_waited_for_where_others_may_look_for_it(
+    directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch,
+    waiters: int,
+) -> None:  # fmt: skip
+    """Who cannot take the answer asks the cache for it: a fill that is still on its way would cost one more read."""
+    waited, send_fills = list[bool](), directory._backend.send_fills
+
+    def send(*arguments: Any, wait: bool) -> None:
+        waited.append(wait)
+        send_fills(*arguments, wait=wait)
+
+    monkeypatch.setattr(directory._backend, "send_fills", send)
+    futures = [pool.submit(directory.resolve_cell, key)]
+    slow.wait_for_read()
+    futures += [pool.submit(directory.resolve_cell, key) for _ in range(waiters)]
+    slow.wait_for_joined(1 + waiters)
+    slow.go_on.set()
+    assert [cell(future) for future in futures] == [HERE] * (1 + waiters)
+    assert waited == [waiters > 0]
+
+
+def test_waiter_waits_as_long_as_two_statements_may_take(site: Site, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for a connection of the pool, or for a new one, and then for its answer."""
+    directory = site.open(database={"timeout_s": 3.0, "connect_timeout_s": 2.0})
+    directory.get_cell(HERE)
+    slow, limits, wait = SlowReads(directory, monkeypatch), list[float](), Flight.wait
+
+    def limited(flight: Flight[str], limit_s: float) -> Mapping[str, str]:
+        limits.append(limit_s)
+        return wait(flight, limit_s)
+
+    monkeypatch.setattr(Flight, "wait", limited)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(directory.resolve_cell, key)
+        slow.wait_for_read()
+        second = pool.submit(directory.resolve_cell, key)
+        assert eventually(lambda: limits, PATIENCE_S)
+        slow.go_on.set()
+        assert cell(first) == cell(second) == HERE
+    assert limits == pytest.approx([2 * (3.0 + 3.0 + 2.0)], rel=0.1)
+
+
 @pytest.mark.slow
 def test_who_holds_the_lease_does_not_wait_for_a_read_that_cannot_be_stored(
     site: Site, directory: CellDirectory, key: str, slow: SlowReads

@@ -430,6 +430,21 @@ def test_listing_by_pages_gives_each_row_once_in_order(stored_directory: CellDir
     assert len(seen) == 25
 
 
+def test_pages_follow_the_ids_wherever_the_database_keeps_the_rows(
+    stored: Site, stored_directory: CellDirectory
+) -> None:
+    """PostgreSQL puts a row that is changed behind all others, and unless it is told otherwise reads it there."""
+    keys = new_uuids(12)
+    stored_directory.map_instances((key, HERE, PROJECT) for key in keys)
+    ids = [mapping.id for mapping in stored_directory.list_instances()]
+    for changed in ids[:7]:
+        stored.run(f"UPDATE instance_mapping SET project_id = 'another' WHERE id = {changed}")
+    seen: list[int] = []
+    while page := stored_directory.list_instances(after=seen[-1] if seen else None, limit=5):
+        seen += [mapping.id for mapping in page]
+    assert seen == ids
+
+
 def test_page_is_not_shifted_by_what_goes_meanwhile(stored_directory: CellDirectory) -> None:
     stored_directory.map_instances((key, HERE, PROJECT) for key in new_uuids(20))
     first = stored_directory.list_instances(limit=10)

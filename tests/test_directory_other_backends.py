@@ -216,6 +216,23 @@ def test_nothing_in_a_dbm_file_is_a_pickle_or_a_url(site: Site, tmp_path: Path) 
     assert b"rabbit" not in entry
 
 
+def test_answer_that_a_reader_stored_while_a_write_was_under_way_goes_with_its_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is deleted before the commit may be read and stored again before it; so it is deleted behind it, too."""
+    directory = site.open(backend="dogpile.cache.memory", arguments={})
+    key, record = str(uuid4()), directory._invalidations.record
+    directory.map_instance(key, HERE, PROJECT)
+
+    def read_first(*arguments: Any) -> int | None:
+        directory.region.set(key, HERE)
+        return record(*arguments)
+
+    monkeypatch.setattr(directory._invalidations, "record", read_first)
+    directory.move_instance(key, THERE)
+    assert cell_of(directory, key) == THERE
+
+
 # -- a backend that fails ----------------------------------------------------------------------------------------
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from dogpile.cache.api import NO_VALUE
 
 from cellcache.backends import leasing
 from cellcache.backends.memory import MemoryBackend
+from cellcache.protocol import Absent, Lease
 
 
 def test_a_thread_that_had_to_forget_misses_stores_nothing_that_may_be_their_fill(
@@ -32,6 +34,50 @@ def test_after_a_while_a_set_without_a_miss_stores_again(monkeypatch: pytest.Mon
     backend.get_serialized("two")
     backend.set_serialized("three", b"value")
     assert backend.get_serialized("three") == b"value"
+
+
+def test_second_look_of_who_holds_the_lease_costs_nothing_and_the_third_finds_what_was_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """dogpile looks again under its mutex; whoever looks on after that wants to know what has come since."""
+    backend, asked = MemoryBackend({}), list[str]()
+    lookup = backend.lookup
+
+    def counted(key: str) -> bytes | Lease | Absent:
+        asked.append(key)
+        entry: bytes | Lease | Absent = lookup(key)
+        return entry
+
+    monkeypatch.setattr(backend, "lookup", counted)
+    assert [backend.get_serialized("key") for _ in range(2)] == [NO_VALUE] * 2
+    assert len(asked) == 1
+    backend.store_multi({"key": b"another's"})
+    assert backend.get_serialized("key") == b"another's"
+
+
+def test_second_look_after_the_lease_has_ended_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, now = MemoryBackend({"lease_ttl_s": 5.0}), [1000.0]
+    for module in ("leasing", "memory"):
+        clock = SimpleNamespace(monotonic=lambda: now[0])
+        monkeypatch.setattr(f"cellcache.backends.{module}.time", clock)
+    assert backend.get_serialized("key") is NO_VALUE
+    now[0] += 6.0
+    assert backend.get_serialized("key") is NO_VALUE  # and takes the next lease
+    backend.set_serialized("key", b"value")
+    assert backend.get_serialized("key") == b"value"
+
+
+@pytest.mark.parametrize("look", ["get_serialized", "get_serialized_multi"])
+def test_set_after_ones_own_deletion_stores(look: str) -> None:
+    """It is no fill of the miss that came before the deletion, whose lease is gone."""
+    backend = MemoryBackend({})
+    if look == "get_serialized":
+        assert backend.get_serialized("key") is NO_VALUE
+    else:
+        assert backend.get_serialized_multi(["key"]) == [NO_VALUE]
+    backend.delete("key")
+    backend.set_serialized("key", b"value")
+    assert backend.get_serialized("key") == b"value"
 
 
 def test_a_forked_child_of_a_plain_region_starts_afresh() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from cellcache import CellDirectory
+from cellcache.backends.memory import MemoryBackend
 from cellcache.codec import encode
 from cellcache.errors import InstanceNotMapped
 from cellcache.local import LocalLayer
@@ -278,6 +279,15 @@ def test_latest_entries_stay_and_no_more_than_allowed(clock: Clock) -> None:
     shared.asked.clear()
     layer.lookup_multi(keys)
     assert shared.asked == keys[:15]
+
+
+def test_child_after_fork_waits_for_no_lock_of_its_parents() -> None:
+    layer = LocalLayer(cast("Any", MemoryBackend({})), ttl_s=TTL_S, max_entries=10)
+    held = layer._lock
+    with held:  # by a thread that the child does not have
+        layer.forget_connections()
+        assert layer._lock is not held
+        assert layer.invalidate_multi([KEY]) == [True]
 
 
 def test_size_is_bounded_by_max_entries(site: Site) -> None:
