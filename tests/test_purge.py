@@ -292,6 +292,23 @@ def test_mapping_made_anew_between_compare_and_delete_is_spared(
     assert cell.keys[0] in cell.mapped()
 
 
+def test_mapping_that_names_another_cell_by_then_is_spared_however_old_it_says_it_is(
+    cell: Cell, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hand wrote the row, or a process whose clock was days behind: its age says nothing, its cell does."""
+    cell.purge(*cell.keys[:3])
+    write, moved = directory._write_through.write, cell.keys[0]
+
+    def move_first(change: Any) -> Any:
+        statement = instance_mapping.update().where(instance_mapping.c.instance_uuid == moved)
+        cell.site.run(statement.values(cell_uuid=THERE, updated_at=datetime.now(UTC) - timedelta(days=2)))
+        return write(change)
+
+    monkeypatch.setattr(directory._write_through, "write", move_first)
+    assert directory.prune_purged(cell.uuid).removed == 2
+    assert cell.site.table()[moved] == THERE
+
+
 @pytest.mark.slow
 def test_batch_larger_than_a_statement_is_taken_apart(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     with open_site(request, tmp_path, "memory") as site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +102,43 @@ def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkey
     directory.region.set(uuid, THERE)  # what it sees first differs from the row that it has read
     assert last(reports).wrong == 0
     assert moved.is_set()
+
+
+@pytest.fixture
+def between_looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens in each pause between two looks, in their order; the pauses themselves take no time."""
+    happens: list[Callable[[], object]] = []
+
+    def sleep(_seconds: float) -> None:
+        if happens:
+            happens.pop(0)()
+
+    monkeypatch.setattr(audit, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    return happens
+
+
+def test_a_write_that_settles_before_the_last_look_is_no_difference(
+    directory: CellDirectory, between_looks: list[Callable[[], object]]
+) -> None:
+    """A writer may be between its commit and its settling for as long as a node's time limit, and longer."""
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.region.set(uuid, THERE)
+    between_looks += [bool, bool, lambda: directory.region.set(uuid, HERE)]
+    assert last(directory.verify()).wrong == 0
+    assert between_looks == []
+    assert sum(audit._LOOKS_AFTER_S) == pytest.approx(1.0)
+
+
+def test_answers_that_follow_each_other_are_no_difference(
+    directory: CellDirectory, between_looks: list[Callable[[], object]]
+) -> None:
+    """Each of them differs from what the table says then, as where writes come one behind the other."""
+    (uuid,) = new_uuids(1)
+    directory.map_instance(uuid, HERE, "project")
+    directory.region.set(uuid, THERE)
+    between_looks += [lambda: directory.region.set(uuid, None)]
+    assert last(directory.verify()).wrong == 0
 
 
 def test_nothing_is_no_share(directory: CellDirectory) -> None:
