@@ -93,5 +93,5 @@ def test_the_same_changes_are_drawn_again() -> None:
 
 def test_what_is_known_to_change_nothing_is_there_still_to_be_changed() -> None:
     project = Path(__file__).parents[1]
-    made = {(path, change.after.strip()) for path in TESTS for change in changes_of(path, (project / path).read_text())}
+    made = {change.known_as for path in TESTS for change in changes_of(path, (project / path).read_text())}
     assert CHANGE_NOTHING.keys() <= made

@@ -23,7 +23,7 @@ def drawn(only: Sequence[str], *, sample: int, seed: int) -> list[Change]:
         for path in TESTS
         if path in only or not only
         for change in changes_of(path, (_PROJECT / path).read_text(encoding="utf-8"))
-        if (path, change.after.strip()) not in CHANGE_NOTHING
+        if change.known_as not in CHANGE_NOTHING
     ]
     chosen = sorted(changes, key=lambda change: change.lot(seed))[: sample or None]
     return sorted(chosen, key=lambda change: (list(TESTS).index(change.path), change.line))

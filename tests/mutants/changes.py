@@ -60,6 +60,10 @@ class Change(NamedTuple):
     text: str
     """The whole module with the change in it."""
 
+    @property
+    def known_as(self) -> tuple[str, str, str]:
+        return self.path, self.before.strip(), self.after.strip()
+
     def lot(self, seed: int) -> str:
         """Return a number that this change draws: the same in every commit in which its line is the same."""
         drawn = f"{seed}\n{self.path}\n{self.within}\n{self.before}\n{self.after}"
