@@ -45,7 +45,7 @@ class Cell:
 
     def __init__(self, site: Site, directory: CellDirectory, path: Path, instances: int = 10) -> None:
         self.site = site
-        self.keys = new_uuids(instances)
+        self.keys = sorted(new_uuids(instances))  # the order in which they are inserted, and pruned
         self.url = new_cell_database(path, dict.fromkeys(self.keys, 0))
         self.uuid = directory.create_cell("cell1", self.url, "fake://").uuid
         directory.map_instances((key, self.uuid, PROJECT) for key in self.keys)

@@ -243,7 +243,7 @@ def test_a_suspect_is_not_dropped_because_it_could_not_be_looked_at_again(
 def test_a_node_that_stays_away_is_waited_for_in_one_batch_only(
     directory: CellDirectory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uuids = new_uuids(6)
+    uuids = sorted(new_uuids(6))  # the order of their ids
     directory.map_instances((uuid, HERE, "project") for uuid in uuids)
     mappings = directory._store.mappings
     monkeypatch.setattr(directory._store, "mappings", lambda **page: mappings(**(page | {"limit": 1})))
