@@ -172,7 +172,7 @@ class CellDirectory:
     def map_instances(self, rows: Iterable[NewMapping]) -> int:
         """Create many mappings and write them through to the cache; return how many were created.
 
-        Each 1,000 rows are one transaction, all or nothing, and inserted in the order of their UUIDs. A repeat of what is
+        Each 1,000 rows are one transaction, all or nothing, inserted in the order of their UUIDs. A repeat of what is
         mapped already is passed over; a contradiction raises MappingExists, and nothing of its 1,000 is written.
         """
         return sum(self._map_batch(batch) for batch in batches(rows))
