@@ -1,4 +1,4 @@
-"""The connected socket: which time limits it is given, and that one on which a request broke off is not used again."""
+"""The connected socket: which time limits it is given, and who keeps them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ import pytest
 
 from cellcache.backends import stream
 from cellcache.backends.stream import Stream
-from cellcache.backends.wire import OLDEST_VERSION
-from cellcache.errors import BackendUnsupported
-from cellcache.protocol import Absent
-from tests import scripted
-from tests.scripted import MemcachedConnection, ScriptedSocket
 
 LIMIT_S = 0.25
-KEYS = ["0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab", "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ac"]
 
 
 class Line(Stream[bytes]):  # type: ignore[misc, unused-ignore]
@@ -84,34 +78,3 @@ def test_so_does_every_socket_once_pythons_own_are_patched(
     with PatchedSocket(fileno=pair[0].detach()) as sock:
         Line(sock, LIMIT_S)
         assert sock.gettimeout() == LIMIT_S
-
-
-class JammedSocket(ScriptedSocket):
-    """Takes half of a request, and no more in time."""
-
-    def sendall(self, data: bytes) -> None:
-        super().sendall(data[: len(data) // 2])
-        raise TimeoutError("timed out")
-
-
-def test_connection_that_took_half_a_request_is_not_used_again() -> None:
-    backend, _ = scripted.memcached()
-    jammed = MemcachedConnection(JammedSocket([]))
-    sound = MemcachedConnection(ScriptedSocket([b"EN\r\n" * 2]))
-    connections = iter([jammed, sound])
-    backend._nodes[0]._dial = lambda _within_s: next(connections)
-    assert backend.peek_multi(KEYS) == [Absent.UNREACHABLE] * 2
-    assert jammed.closed
-    assert backend.errors == 1
-    assert backend.peek_multi(KEYS) == [None, None]
-
-
-@pytest.mark.parametrize(("version", "supported"), [("1.6.9", False), ("1.5.22", False), ("1.6.10", True)])
-def test_memcached_is_asked_for_its_version(version: str, supported: bool) -> None:
-    connection = MemcachedConnection(ScriptedSocket([f"VERSION {version}\r\n".encode()]))
-    if supported:
-        assert connection._handshake(None, float("inf")) == version
-    else:
-        with pytest.raises(BackendUnsupported, match=rf"is version {version}; leases need .* 1\.6\.10 or newer"):
-            connection._handshake(None, float("inf"))
-    assert OLDEST_VERSION == (1, 6, 10)

@@ -26,9 +26,9 @@ class Tests(NamedTuple):
 
 
 _MEMCACHED = Tests(
-    "stream backend_contract keys fuzz_memcached time_limits interruptions backend_unreachable",
+    "backend_memcached backend_contract keys fuzz_memcached time_limits interruptions backend_unreachable",
     WITH_SERVERS,
-    "memcached or test_stream or test_keys",
+    "memcached or test_keys",
 )
 _REDIS = Tests(
     "backend_contract backend_redis keys time_limits interruptions backend_unreachable",
@@ -58,7 +58,7 @@ TESTS = {
     ),
     "backends/leasing.py": Tests("leasing backend_contract dogpile_conformance fork", QUICK, "not fakeredis"),
     "backends/memcached.py": _MEMCACHED,
-    "backends/memory.py": Tests("backend_contract leasing", QUICK, "memory or leasing"),
+    "backends/memory.py": Tests("backend_memory backend_contract leasing", QUICK, "memory or leasing"),
     "backends/meta.py": _MEMCACHED,
     "backends/node.py": _CONNECTIONS,
     "backends/redis.py": _REDIS,
