@@ -10,14 +10,15 @@ import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 
 from cellcache.codec import MAPPED_SIZE
+from cellcache.config_ownership import strays
 from cellcache.config_problems import Contradiction, Origin, Problem, explain
+from cellcache.config_servers import clear, server_contradictions
 from cellcache.config_sources import (
     PREFIX,
     demand_no_blanks,
@@ -30,6 +31,7 @@ from cellcache.config_sources import (
     read_secrets,
 )
 from cellcache.config_values import (
+    BACKENDS,
     MEMCACHED,
     MEMORY,
     REDIS,
@@ -50,7 +52,6 @@ from cellcache.url_options import joined_options
 
 _DAY_S = 86400.0
 _SHORTEST_SIGNING_KEY = 32
-_MEMCACHED_LONGEST_S = 30 * _DAY_S
 
 
 class _Section(BaseModel):
@@ -140,80 +141,43 @@ class CacheSettings(_Section):
 
     def backend_arguments(self) -> dict[str, Any]:
         """Return what dogpile hands to the backend, secrets in the clear; raise ConfigError for unusable TLS files."""
-        arguments = dict(self.arguments.get_secret_value())
-        if self.backend not in {MEMORY, MEMCACHED, REDIS}:
-            return arguments
-        for key in ("ttl_s", "lease_ttl_s", "fence_ttl_s", "timeout_s", "retry_s", "key_prefix", "max_entries"):
-            arguments[key] = getattr(self, key)
-        if self.backend in {MEMCACHED, REDIS}:
-            arguments |= {"username": self.username, "password": _clear(self.password) or None}
-            arguments["tls_context"] = self._tls_context()
+        if self.backend not in BACKENDS:
+            return dict(self.arguments.get_secret_value())
+        arguments: dict[str, Any] = {key: getattr(self, key) for key in ("ttl_s", "lease_ttl_s", "fence_ttl_s")}
+        if self.backend == MEMORY:
+            return arguments | {"max_entries": self.max_entries}
+        arguments |= {key: getattr(self, key) for key in ("timeout_s", "retry_s", "key_prefix", "username")}
+        arguments |= {"password": clear(self.password) or None, "tls_context": self._tls_context()}
         if self.backend == MEMCACHED:
             arguments["servers"] = list(self.servers)
             arguments["value_size"] = MAPPED_SIZE + (SIGNATURE_SIZE if self.signing_keys else 0)
-        if self.backend == REDIS:
-            arguments["url"] = _clear(self.url)
+        else:
+            arguments["url"] = clear(self.url)
         return arguments
 
     @property
     def signing_keys(self) -> list[bytes]:
         """The key to sign with and, after it, the one that is still accepted; empty: entries are not signed."""
-        return [_clear(key).encode() for key in (self.signing_key, self.previous_signing_key) if key is not None]
+        return [clear(key).encode() for key in (self.signing_key, self.previous_signing_key) if key is not None]
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
+        yield from strays(self.backend, {key: getattr(self, key) for key in self.model_fields_set})
         for key in ("signing_key", "previous_signing_key"):
-            if getattr(self, key) is not None and len(_clear(getattr(self, key))) < _SHORTEST_SIGNING_KEY:
+            if getattr(self, key) is not None and len(clear(getattr(self, key))) < _SHORTEST_SIGNING_KEY:
                 yield (
                     key,
                     f"must be {_SHORTEST_SIGNING_KEY} random characters or more, as of `openssl rand -hex 32`",
                 )
         if self.previous_signing_key is not None and self.signing_key is None:
             yield "previous_signing_key", "needs signing_key, the key to sign with from now on"
-        if self.backend not in {MEMCACHED, REDIS}:
-            for key in ("local_ttl_s", "signing_key"):
-                if getattr(self, key):
-                    yield key, "is for the backends that many processes share: cellcache.memcached and cellcache.redis"
-        if self.backend == MEMCACHED:
-            yield from self._memcached_contradictions()
-        if self.backend == REDIS:
-            yield from self._redis_contradictions()
-        if self.username and not self.password:
-            yield "username", "needs password or password_file"
-        if self.timeout_s >= self.lease_ttl_s:
-            yield "timeout_s", f"must be less than lease_ttl_s ({self.lease_ttl_s:g}); it is in seconds: 0.05 is 50 ms"
-        if self.lease_ttl_s >= self.fence_ttl_s:
+        if self.backend in {MEMCACHED, REDIS}:
+            yield from server_contradictions(self)
+        if self.backend in BACKENDS and self.lease_ttl_s >= self.fence_ttl_s:
             yield (
                 "lease_ttl_s",
                 f"must be less than fence_ttl_s ({self.fence_ttl_s:g}): a lease is short, that a reader who died keeps "
                 "nobody from storing for long; a fence is long, that it outlasts the commit",
             )
-        if self.tls_key and not self.tls_cert:
-            yield "tls_key", "needs tls_cert, the certificate that it belongs to"
-
-    def _memcached_contradictions(self) -> Iterator[tuple[str, str]]:
-        if not self.servers:
-            yield "servers", 'cellcache.memcached needs at least one, such as ["127.0.0.1:11211"]'
-        if len(set(self.servers)) < len(self.servers):
-            yield "servers", "must name each server once"
-        for key in ("ttl_s", "negative_ttl_s", "fence_ttl_s"):
-            if getattr(self, key) > _MEMCACHED_LONGEST_S:
-                yield key, "must be at most 2592000, 30 days: memcached takes what is longer for a date in 1970"
-        if self.password and not self.username:
-            yield "username", "must be given with the password: memcached knows no password without a name"
-        for key in ("tls_ca", "tls_cert"):
-            if getattr(self, key) and not self.tls:
-                yield key, "TLS is off: set tls = true as well"
-
-    def _redis_contradictions(self) -> Iterator[tuple[str, str]]:
-        if not self.url:
-            yield "url", "cellcache.redis needs one, such as redis://127.0.0.1:6379/0"
-            return
-        parts = urlsplit(_clear(self.url))
-        if parts.username and not parts.password and not self.password:
-            yield "url", "names a user without a password; a password alone is written redis://:password@host"
-        for key in ("tls", "tls_ca", "tls_cert"):
-            if getattr(self, key) and parts.scheme != "rediss":
-                yield key, "TLS to Redis is asked for in the URL: begin url with rediss://"
 
     def _tls_context(self) -> ssl.SSLContext | None:
         """Without any of our keys, TLS to Redis is what its URL says: the backend reads that."""
@@ -294,10 +258,6 @@ def _fill(settings: Settings, sections: Mapping[str, Any], origin: Origin) -> No
 def _keys() -> dict[str, list[str]]:
     sections: tuple[type[_Section], ...] = (DatabaseSettings, CacheSettings, CellsSettings)
     return {section.section: list(section.model_fields) for section in sections}
-
-
-def _clear(secret: SecretStr | None) -> str:
-    return secret.get_secret_value() if secret else ""
 
 
 def _printable(key: str, value: Any) -> Any:

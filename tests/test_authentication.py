@@ -87,7 +87,7 @@ def test_memcached_lets_us_in_with_the_right_password(guarded: Memcached, databa
         pytest.param({"username": "nova", "password": "wrong"}, id="wrong password"),
         pytest.param({"username": "neutron", "password": "right-horse"}, id="wrong name"),
         pytest.param({"username": "nova", "password": "right-"}, id="half a password"),
-        pytest.param({"username": "nova", "password": "x" * 500}, id="a long password"),
+        pytest.param({"username": "nova", "password": "x" * 249}, id="a long password"),
         pytest.param({}, id="none"),
     ],
 )

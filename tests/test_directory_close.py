@@ -115,7 +115,7 @@ def test_close_leaves_no_socket(site: Site, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_server_sees_every_connection_go(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with FakeRedis() as server, open_site(request, tmp_path, "memory") as site:
-        directory = CellDirectory.open(site.settings(backend="cellcache.redis", url=server.url, arguments={}))
+        directory = CellDirectory.open(site.settings(backend="cellcache.redis", url=server.url))
         work(directory, tmp_path)
         handlers = server._server
         assert handlers is not None
@@ -175,9 +175,9 @@ def test_directory_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path, req
     with FakeRedis(redis_version="5.0.0") as old, open_site(request, tmp_path, "memory") as site:
         before = open_files()
         with pytest.raises(BackendUnsupported, match=r"5\.0\.0"):
-            CellDirectory.open(site.settings(backend="cellcache.redis", url=old.url, arguments={}))
+            CellDirectory.open(site.settings(backend="cellcache.redis", url=old.url))
         with pytest.raises(ConfigError, match=r"there is no dogpile\.cache backend"):
-            CellDirectory.open(site.settings(backend="dogpile.cache.nosuch", arguments={}))
+            CellDirectory.open(site.settings(backend="dogpile.cache.nosuch"))
         assert _threads_of_directories() == 0
         gc.collect()
         assert eventually(lambda: len(open_files()) <= len(before))

@@ -191,7 +191,7 @@ def test_region_works(kind: str, directory: CellDirectory) -> None:
 
 @pytest.mark.parametrize("kind", ["dogpile.cache.memory_pickle", "dogpile.cache.memory"])
 def test_nothing_that_is_stored_is_a_pickle(kind: str, site: Site) -> None:
-    directory, keys = site.open(backend=kind, arguments={}), new_uuids(3)
+    directory, keys = site.open(backend=kind), new_uuids(3)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
     directory.resolve_cells(keys)
     stored = list(directory.region.actual_backend._cache.values())
@@ -238,7 +238,7 @@ def test_answer_that_a_reader_stored_while_a_write_was_under_way_goes_with_its_e
 
 @pytest.fixture
 def broken(site: Site) -> CellDirectory:
-    return site.open(backend="tests.broken", arguments={})
+    return site.open(backend="tests.broken")
 
 
 def test_failing_backend_costs_sql_only(broken: CellDirectory) -> None:

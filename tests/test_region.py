@@ -237,11 +237,11 @@ def test_memory_stores_of_different_databases_are_apart(
     request: pytest.FixtureRequest, tmp_path: Path, key: str
 ) -> None:
     with open_site(request, tmp_path, "memory") as site:
-        one, same = site.open(arguments={}), site.open(arguments={})
+        one, same = site.open(), site.open()
         one.region.set(key, HERE)
         assert same.region.get(key) == HERE
         with open_site(request, tmp_path, "memory") as other:
-            assert other.open(arguments={}).region.get(key) is NO_VALUE
+            assert other.open().region.get(key) is NO_VALUE
 
 
 def test_entries_hold_no_url(site: Site, directory: CellDirectory, key: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import uuid4
+
+from sqlalchemy import make_url
 
 from benchmarks.cells import ROW_OF_ONE
 from benchmarks.contenders.base import Contender, Lookup, batches
@@ -15,6 +17,7 @@ from benchmarks.world import Place
 from cellcache import CellDirectory, InstanceNotMapped, Settings
 
 _HOUR_S = 3600.0
+_numbers = itertools.count(1)
 
 
 class Directory(Contender, ABC):
@@ -28,13 +31,8 @@ class Directory(Contender, ABC):
         super().__init__(place)
         self.directory = CellDirectory.open(
             Settings(
-                database={"url": place.database, "pool_size": 40},
-                cache={
-                    "ttl_s": _HOUR_S,
-                    "negative_ttl_s": _HOUR_S,
-                    "timeout_s": place.timeout_s,
-                    **self._cache(),
-                },
+                database={"url": self._database(), "pool_size": 40},
+                cache={"ttl_s": _HOUR_S, "negative_ttl_s": _HOUR_S, **self._cache()},
             )
         )
 
@@ -53,6 +51,9 @@ class Directory(Contender, ABC):
     @property
     def prune(self) -> Callable[[Sequence[str]], object]:
         return self.directory.prune
+
+    def _database(self) -> str:
+        return self.place.database
 
     @abstractmethod
     def _cache(self) -> dict[str, Any]:
@@ -99,7 +100,11 @@ class OnMemcached(Directory):
     many_nodes = True
 
     def _cache(self) -> dict[str, Any]:
-        return {"backend": "cellcache.memcached", "servers": list(self.place.memcached)}
+        return {
+            "backend": "cellcache.memcached",
+            "servers": list(self.place.memcached),
+            "timeout_s": self.place.timeout_s,
+        }
 
 
 class OnRedis(Directory):
@@ -108,7 +113,7 @@ class OnRedis(Directory):
     family = "redis"
 
     def _cache(self) -> dict[str, Any]:
-        return {"backend": "cellcache.redis", "url": self.place.redis}
+        return {"backend": "cellcache.redis", "url": self.place.redis, "timeout_s": self.place.timeout_s}
 
 
 class InMemory(Directory):
@@ -119,4 +124,9 @@ class InMemory(Directory):
     family = "memory"
 
     def _cache(self) -> dict[str, Any]:
-        return {"backend": "cellcache.memory", "max_entries": self.place.room, "arguments": {"name": str(uuid4())}}
+        return {"backend": "cellcache.memory", "max_entries": self.place.room}
+
+    def _database(self) -> str:
+        """The same database to the server; to us another, as what a connection begins with may choose one."""
+        url = make_url(self.place.database).update_query_dict({"init_command": f"DO {next(_numbers)}"})
+        return url.render_as_string(hide_password=False)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import redis
+from sqlalchemy import make_url
 
 from cellcache.backends.keys import raw_key
 from cellcache.backends.memory import MemoryBackend
 from cellcache.backends.redis import RedisBackend
 from cellcache.codec import FENCE, MARK, decode
+from cellcache.database_identity import database_identity
 from tests.servers import Redis
 
 _MOST_TO_COUNT_UP_TO = 3000
@@ -74,13 +76,13 @@ class Cache(abc.ABC):
 
 
 class MemoryCache(Cache):
-    """The store that all regions of this name in this process share."""
+    """The store that all directories of this process over one database share."""
 
     restarts = False  # it ends with its process
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, database_url: str) -> None:
         self.settings = {"backend": "cellcache.memory"}
-        self._insider = MemoryBackend({"name": name})
+        self._insider = MemoryBackend({"name": database_identity(make_url(database_url))})
 
     def raw(self, key: str) -> bytes | None:
         raw: bytes | None = self._insider._standing(key, 0.0)

@@ -163,7 +163,9 @@ class CellcacheWorld(World):
         self.cache = cache
         self._broken = False
         # Nothing is to happen by the clock: limits far beyond any step, and a node that is tried again at once.
-        limits = {"timeout_s": 20.0, "retry_s": 1e-9, "lease_ttl_s": 600.0, "fence_ttl_s": 6000.0}
+        limits = {"lease_ttl_s": 600.0, "fence_ttl_s": 6000.0}
+        if cache.settings["backend"] != "cellcache.memory":
+            limits |= {"timeout_s": 20.0, "retry_s": 1e-9}
         self.processes: list[Process] = []
         for number in range(MOST_OPERATIONS + 1):  # the last one delivers what is left in the end
             own = {
