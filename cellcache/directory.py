@@ -243,22 +243,25 @@ class CellDirectory:
         older_than_s: float = 3600.0,
         batch: int = 1000,
         dry_run: bool = False,
-        allow_empty: bool = False,
+        allow_many: int | None = None,
         progress: Progress | None = None,
     ) -> PruneReport:
         """Remove the mappings of a cell whose instances have no row at all in the cell's `instances` table.
 
         Rows marked deleted keep their mapping; mappings created or moved less than `older_than_s` ago are left alone.
-        May be interrupted and run again at any time. Raises CellNotFound, PruneRefused (an empty `instances` table,
-        unless `allow_empty`), and DatabaseUnavailable or SchemaError for the cell's database; nothing more is removed
-        then.
+        All are compared before the first is removed, and once more then. May be interrupted and run again at any time.
+
+        Raises PruneRefused, also on a dry run, if more of the database's own instances are mapped to other cells than
+        to this one, or if more than `allow_many` mappings would go; where that is not given, more than half of those
+        that are old enough, or any though none of the database's own instances is mapped to the cell. Raises
+        CellNotFound, and DatabaseUnavailable or SchemaError for the cell's database; nothing more is removed then.
         """
         return self._purge.prune(
             canonical_uuid(cell_uuid),
             older_than_s=older_than_s,
             batch=batch,
             dry_run=dry_run,
-            allow_empty=allow_empty,
+            allow_many=allow_many,
             progress=progress,
         )
 

@@ -9,7 +9,7 @@ CellCacheError
 ├── CellInUse                              a cell that still has instance mappings cannot go
 ├── CellExists             (ValueError)    a cell mapping with this UUID is there already
 ├── MappingExists          (ValueError)    an instance mapping with this UUID is there already
-├── PruneRefused                           a cell's database does not look like the one it should be
+├── PruneRefused                           a cell's database does not look like its own, or too much would go
 ├── ConfigError            (ValueError)    the configuration cannot be used
 ├── SchemaError                            the tables are missing or of another revision
 ├── DatabaseUnavailable                    the database did not answer; nothing was written
@@ -107,7 +107,10 @@ class MappingExists(CellCacheError, ValueError):
 
 
 class PruneRefused(CellCacheError):
-    """The cell's `instances` table is empty though mappings name the cell: most likely the wrong database."""
+    """A cell's database holds another cell's instances, or lacks so many that it is most likely the wrong one.
+
+    The text says which cell's, or how many mappings would go and how to allow it.
+    """
 
 
 class ConfigError(CellCacheError, ValueError):

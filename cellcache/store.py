@@ -111,13 +111,7 @@ class Store:
         return instance_of(rows[0]) if rows else None
 
     def mappings(
-        self,
-        *,
-        project_id: str | None,
-        cell_uuid: str | None,
-        after: int | None,
-        limit: int,
-        unchanged_since: datetime | None = None,
+        self, *, project_id: str | None, cell_uuid: str | None, after: int | None, limit: int
     ) -> list[InstanceMapping]:
         """Return up to `limit` rows in the order of `id`, beginning behind `after`."""
         query = select_mappings.order_by(instance_mapping.c.id).limit(limit)
@@ -127,10 +121,6 @@ class Store:
             query = query.where(instance_mapping.c.cell_uuid == cell_uuid)
         if after is not None:
             query = query.where(instance_mapping.c.id > after)
-        if unchanged_since is not None:
-            query = query.where(
-                func.coalesce(instance_mapping.c.updated_at, instance_mapping.c.created_at) <= unchanged_since
-            )
         return [instance_of(row) for row in self._read(lambda connection: connection.execute(query).all())]
 
     def mapped_between(self, after: str, last: str | None, *, limit: int) -> list[tuple[str, str]]:

@@ -235,7 +235,8 @@ def test_a_listing_goes_on_behind_the_last_id(two_cells: Deployment) -> None:
 
 @pytest.mark.slow
 def test_named_mappings_are_pruned(two_cells: Deployment) -> None:
-    assert two_cells.json("instance", "prune", A, NOBODY) == {"removed": 1}
+    assert two_cells.ok("instance", "prune", A, A.upper(), A, NOBODY).out == "1 removed, 1 were not mapped\n"
+    assert two_cells.json("instance", "prune", A, NOBODY) == {"removed": 0}
     assert two_cells.run("instance", "show", A).code == 1
 
 
@@ -250,11 +251,12 @@ def test_what_was_purged_is_pruned(two_cells: Deployment) -> None:
     purge(two_cells, "one")
     young, _ = two_cells.ok("instance", "prune", "--purged", "--json").documents
     assert (young["cell"], young["checked"], young["removed"]) == ("one", 0, 0)
-    dry, _ = two_cells.ok("instance", "prune", "--purged", "--older-than", "0", "--dry-run", "--json").documents
+    arguments = ("instance", "prune", "--purged", "--older-than", "0s", "--allow-many", "1")
+    dry, _ = two_cells.ok(*arguments, "--dry-run", "--json").documents
     assert (dry["checked"], dry["removed"], dry["dry_run"], dry["error"]) == (1, 1, True, None)
     assert two_cells.run("instance", "show", A).code == 0
-    assert "would be removed" in two_cells.ok("instance", "prune", "--purged", "--older-than", "0", "--dry-run").out
-    done, _ = two_cells.ok("instance", "prune", "--purged", "--older-than", "0s", "--json").documents
+    assert "would be removed" in two_cells.ok(*arguments, "--dry-run").out
+    done, _ = two_cells.ok(*arguments, "--json").documents
     assert (done["removed"], done["dry_run"]) == (1, False)
     assert two_cells.run("instance", "show", A).code == 1
 
@@ -265,7 +267,7 @@ def test_a_cell_that_cannot_be_reached_loses_nothing_and_the_others_are_done(two
     two_cells.ok("instance", "map", B, "--cell", "away", "--project", "p1")
     two_cells.ok("instance", "move", A, "--cell", "two")
     purge(two_cells, "two")
-    outcome = two_cells.run("instance", "prune", "--purged", "--older-than", "0", "--json")
+    outcome = two_cells.run("instance", "prune", "--purged", "--older-than", "0", "--allow-many", "1", "--json")
     assert outcome.code == 3
     assert outcome.error.startswith("cell away: ")
     by_cell = {report["cell"]: report for report in outcome.documents}
@@ -276,14 +278,57 @@ def test_a_cell_that_cannot_be_reached_loses_nothing_and_the_others_are_done(two
 
 
 @pytest.mark.slow
-def test_an_empty_instances_table_is_refused_unless_allowed(two_cells: Deployment) -> None:
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_prune_that_would_take_too_many_is_refused_unless_allowed(
+    two_cells: Deployment, more: tuple[str, ...]
+) -> None:
     with closing(sqlite3.connect(two_cells.folder / "one.db")) as connection, connection:
         connection.execute("DELETE FROM instances")
-    arguments = ("instance", "prune", "--purged", "--cell", "one", "--older-than", "0")
-    refused = two_cells.run(*arguments)
+    arguments = ("instance", "prune", "--purged", "--cell", "one", "--older-than", "0", *more)
+    refused = two_cells.run(*arguments, "--json")
     assert refused.code == 1
-    assert "--allow-empty" in refused.error
-    assert two_cells.json(*arguments, "--allow-empty")["removed"] == 1
+    assert refused.error.startswith("refused: cell one (")
+    assert refused.error.endswith("say how many may go (--allow-many 1)")
+    assert (refused.document["checked"], refused.document["removed"]) == (1, 0)
+    assert refused.error == f"refused: {refused.document['error']}"
+    assert "failed" in two_cells.run(*arguments).out
+    assert two_cells.run(*arguments, "--allow-many", "0").code == 1
+    assert two_cells.json(*arguments, "--allow-many", "1")["removed"] == 1
+
+
+@pytest.mark.slow
+def test_a_prune_by_another_cells_database_is_refused_and_the_other_cells_are_done(two_cells: Deployment) -> None:
+    two_cells.ok("instance", "map", B, "--cell", "two", "--project", "p1")
+    two_cells.ok("cell", "update", "two", "--database-connection", f"sqlite:///{two_cells.folder / 'one.db'}")
+    arguments = ("instance", "prune", "--purged", "--older-than", "0", "--allow-many", "9")
+    for more in ((), ("--dry-run",)):
+        refused = two_cells.run(*arguments, *more, "--json")
+        assert refused.code == 1
+        assert "the database of cell two (" in refused.error
+        assert "1 to cell one (" in refused.error
+        assert [(report["cell"], report["still_there"]) for report in refused.documents] == [("one", 1), ("two", None)]
+    assert two_cells.run("instance", "show", B).code == 0
+
+
+@pytest.mark.slow
+def test_a_prune_says_what_it_spared_and_why(two_cells: Deployment) -> None:
+    with closing(sqlite3.connect(two_cells.folder / "one.db")) as connection, connection:
+        connection.execute("INSERT INTO instances (uuid) VALUES (NULL)")
+    arguments = ("instance", "prune", "--purged", "--cell", "one", "--json")
+    assert two_cells.json(*arguments) | {"cell_uuid": ""} == {
+        "cell_uuid": "",
+        "cell": "one",
+        "checked": 0,
+        "removed": 0,
+        "still_there": 0,
+        "too_young": 1,
+        "changed_meanwhile": 0,
+        "rows_without_uuid": 0,
+        "dry_run": False,
+        "error": None,
+    }
+    old = two_cells.json(*arguments, "--older-than", "0")
+    assert (old["still_there"], old["too_young"], old["rows_without_uuid"]) == (1, 0, 1)
 
 
 @pytest.mark.slow
@@ -293,6 +338,8 @@ def test_an_empty_instances_table_is_refused_unless_allowed(two_cells: Deploymen
         ("instance", "prune"),
         ("instance", "prune", A, "--purged"),
         ("instance", "prune", A, "--dry-run"),
+        ("instance", "prune", A, "--allow-many", "0"),
+        ("instance", "prune", "--purged", "--allow-many", "-1"),
         ("instance", "prune", "--purged", "--older-than", "soon"),
         ("instance", "map"),
         ("instance", "map", A, "--cell", "one"),

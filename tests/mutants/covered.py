@@ -51,7 +51,9 @@ TESTS = {
     "cellcache/transaction.py": Tests("directory_database directory_instances invalidations", WITH_SERVERS),
     "cellcache/invalidations.py": Tests("invalidations directory_close fork", WITH_SERVERS),
     "cellcache/maintenance.py": Tests("invalidations directory_close directory_cells"),
-    "cellcache/purge.py": Tests("purge", WITH_SERVERS),
+    "cellcache/purge.py": Tests("purge purge_verdict", WITH_SERVERS),
+    "cellcache/purge_verdict.py": Tests("purge_verdict"),
+    "cellcache/cell_instances.py": Tests("cell_instances", WITH_SERVERS),
     "backends/breaker.py": _CONNECTIONS,
     "backends/keys.py": Tests(
         "keys backend_contract backend_unreachable", WITH_SERVERS, "test_keys or three or keys or prefix"
