@@ -31,9 +31,9 @@ _MEMCACHED = Tests(
     "memcached or test_keys",
 )
 _REDIS = Tests(
-    "backend_contract backend_redis keys time_limits interruptions backend_unreachable",
+    "backend_contract backend_redis keys time_limits interruptions backend_unreachable authentication",
     WITH_SERVERS,
-    "redis and not fake or test_backend_redis",
+    "redis and not fake and not mariadb and not postgresql or test_backend_redis",
 )
 _CONNECTIONS = Tests(
     "node stream time_limits interruptions backend_contract backend_unreachable",
