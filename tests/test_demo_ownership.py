@@ -43,7 +43,7 @@ def deployment(
     monkeypatch.setattr(cli_demo, "_REQUESTS", 30)
     monkeypatch.setattr(cli_demo, "_ROUNDS", 1)
     deployment = make_deployment(tmp_path, capsys, migrated=False)
-    deployment.configure(f'[database]\nurl = "{database_url}"\n')
+    deployment.configure(f'[database]\nurl = "{database_url}"\ntimeout_s = 10\n')  # for a busy machine
     return deployment
 
 
