@@ -25,18 +25,19 @@ _chosen_schema = re.compile(r"(?:-c\s*|--)(search[_-]path|role)=((?:\\.|[^\\\s])
 
 def database_identity(url: URL) -> str:
     """Return a text that is the same for two URLs of one database. A relative path starts at the current folder."""
-    arguments, options = url.get_dialect()().create_connect_args(url)
     if url.get_backend_name() == "sqlite":
-        return repr(("sqlite", _file(arguments[0], is_uri=bool(options.get("uri")))))
+        return repr(("sqlite", sqlite_file(url)))
+    _, options = url.get_dialect()().create_connect_args(url)
     kind = "postgresql" if url.get_backend_name() == "postgresql" else "mysql"  # which is MariaDB's, too
     database = options.get("database") or options.get("db") or options.get("dbname")
     others = [(name, options[name]) for name in _ALSO_CHOOSE if name in options]
     return repr((kind, _places(kind, options), database, others, _schemas(url)))
 
 
-def _file(name: str, *, is_uri: bool) -> str:
-    """SQLite itself reads `file:` and percent signs, and only where the URL says uri=true."""
-    return os.path.realpath(unquote(urlsplit(name).path) if is_uri and name.startswith("file:") else name)
+def sqlite_file(url: URL) -> str:
+    """Return the file's real path. SQLite itself reads `file:` and percent signs, and only where it says uri=true."""
+    (name, *_), options = url.get_dialect()().create_connect_args(url)
+    return os.path.realpath(unquote(urlsplit(name).path) if options.get("uri") and name.startswith("file:") else name)
 
 
 def _places(kind: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:

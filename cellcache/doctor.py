@@ -24,6 +24,7 @@ from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavail
 from cellcache.masking import mask_text, mask_url
 from cellcache.model import CellMapping
 from cellcache.protocol import NodeStatus
+from cellcache.shared_databases import shared_databases
 from cellcache.tables import instance_mapping
 from cellcache.writability import refusals
 
@@ -88,7 +89,9 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
         if readable:
             yield _invalidations(directory)
             if cells:
-                yield from _cells(settings, directory.list_cells())
+                known = directory.list_cells()
+                yield from _cells(settings, known)
+                yield from _shared_databases(settings, known)
 
 
 def _database(settings: DatabaseSettings) -> Finding:
@@ -291,3 +294,16 @@ def _cell(settings: Settings, cell: CellMapping) -> Finding:
             advice="Its URL names a database that is not a cell's, or the cell's own migrations have not run.",
         )
     return Finding(what="cell", name=name, says=says, version=version, round_trip_s=round_trip_s)
+
+
+def _shared_databases(settings: Settings, cells: list[CellMapping]) -> Iterator[Finding]:
+    """Yield a finding for each database that several cells have; none is found where each has its own."""
+    for sharing in shared_databases(cells, settings.database):
+        yield Finding(
+            what="cells",
+            name=", ".join(cell.uuid if cell.name is None else f"{cell.name} ({cell.uuid})" for cell in sharing),
+            level=Level.PROBLEM,
+            says=f"have one database, {mask_url(sharing[0].database_connection)}",
+            advice="Put the URL of the one right whose instances are elsewhere: `cellcache cell update CELL "
+            "--database-connection-file FILE`. `instance prune --purged` is refused for whichever has fewer in it.",
+        )

@@ -162,6 +162,21 @@ def test_a_cell_in_use_is_not_deleted(two_cells: Deployment) -> None:
     assert "still has instance mappings" in outcome.error
 
 
+@pytest.mark.slow
+def test_a_cell_that_gets_the_database_of_another_is_told_so(two_cells: Deployment) -> None:
+    uuids = {cell["name"]: cell["uuid"] for cell in two_cells.ok("cell", "list", "--json").documents}
+    url = f"sqlite:///{two_cells.folder / '.' / 'one.db'}"
+    made = two_cells.ok("cell", "create", "three", "--database-connection", url, "--json")
+    called = f"three ({made.document['uuid']})"
+    assert made.error.startswith(f"warning: cell {called} has one database with cell one ({uuids['one']}); put the URL")
+    updated = two_cells.ok("cell", "update", "two", "--database-connection", url, "--json")
+    assert [line.split("; ")[0] for line in updated.err.splitlines()] == [
+        f"cellcache: warning: cell two ({uuids['two']}) has one database with cell {other}"
+        for other in (f"one ({uuids['one']})", called)
+    ]
+    assert two_cells.ok("cell", "update", "two", "--name", "zwei").err == ""
+
+
 # -- instance ----------------------------------------------------------------------------------------------------
 
 

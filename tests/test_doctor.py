@@ -245,3 +245,20 @@ def test_invalidations_that_wait_too_long_are_a_problem(deployment: Deployment, 
     (finding,) = examine(deployment, code=1)["invalidations"]
     assert finding["level"] == level
     assert finding["says"].startswith("1, the oldest for ")
+
+
+@pytest.mark.slow
+def test_cells_that_have_one_database_are_a_problem_that_names_them(deployment: Deployment) -> None:
+    url, other = deployment.cell_database("one"), deployment.cell_database("other")
+    named = {
+        name: deployment.json("cell", "create", name, "--database-connection", given)["uuid"]
+        for name, given in (("a", url), ("c", other))
+    }
+    assert "cells" not in examine(deployment)
+    doubled = deployment.run("cell", "create", "b", "--database-connection", url.replace("///", "////"), "--json")
+    (finding,) = examine(deployment, code=1)["cells"]
+    assert finding["level"] == "problem"
+    assert finding["name"] == f"a ({named['a']}), b ({doubled.document['uuid']})"
+    assert finding["says"].startswith("have one database, sqlite:///")
+    assert "cellcache cell update" in finding["advice"]
+    assert "cells" not in examine(deployment, "--no-cells")

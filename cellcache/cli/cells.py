@@ -9,9 +9,11 @@ import typer
 from cellcache.cli.choices import find_cell, secret_url
 from cellcache.cli.commands import Session, command, group
 from cellcache.cli.completion import complete_cell
-from cellcache.cli.exits import UsageProblem
+from cellcache.cli.exits import UsageProblem, complain
 from cellcache.cli.render import cell_fields, print_fields, print_json, print_line, print_table
+from cellcache.directory import CellDirectory
 from cellcache.model import CellMapping
+from cellcache.shared_databases import sharing_with
 
 app = group("cell", "The cells there are, and how to reach them.")
 
@@ -107,6 +109,7 @@ def create(
     with session.directory() as directory:
         cell = directory.create_cell(name, database, _NO_QUEUE if transport is None else transport, uuid=uuid)
         _print_cell(session, cell)
+        _warn_of_shared_database(directory, cell)
 
 
 @command(app, "list", "cellcache cell list", "cellcache cell list --json | jq -r .uuid")
@@ -153,7 +156,9 @@ def update(
         changed = directory.update_cell(
             uuid, name=name, database_connection=database, transport_url=transport, disabled=disabled
         )
-    _print_cell(session, changed)
+        _print_cell(session, changed)
+        if database is not None:
+            _warn_of_shared_database(directory, changed)
 
 
 @command(app, "delete", "cellcache cell delete cell1")
@@ -166,6 +171,18 @@ def delete(session: Session, cell: CellArgument) -> None:
         print_json({"deleted": found.uuid})
     else:
         print_line(f"cell {found.uuid} ({found.name}) is deleted")
+
+
+def _warn_of_shared_database(directory: CellDirectory, cell: CellMapping) -> None:
+    for other in sharing_with(cell, directory.list_cells(), directory.settings.database):
+        complain(
+            f"warning: cell {_called(cell)} has one database with cell {_called(other)}; put the URL of the one right "
+            "whose instances are elsewhere: `instance prune --purged` is refused for whichever has fewer in it"
+        )
+
+
+def _called(cell: CellMapping) -> str:
+    return cell.uuid if cell.name is None else f"{cell.name} ({cell.uuid})"
 
 
 def _print_cell(session: Session, cell: CellMapping, *, show_secrets: bool = False) -> None:
