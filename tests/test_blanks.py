@@ -113,7 +113,7 @@ def test_a_blank_cell_prunes_no_cell(deployment: Deployment, blank: str) -> None
     before = rows(deployment)
     assert deployment.run("instance", "prune", "--purged", "--cell", blank).code == 2
     assert rows(deployment) == before
-    assert deployment.json("instance", "prune", "--purged", "--cell", "one")["removed"] == 1
+    assert deployment.json("instance", "prune", "--purged", "--cell", "one", "--allow-many", "1")["removed"] == 1
 
 
 @blank
