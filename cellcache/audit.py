@@ -6,7 +6,8 @@ our two reads. Seen again and again over a second, with the same old value stand
 What a node does not answer is asked again, for a few times what its circuit breaker stays open; what stays without an
 answer is counted by itself. It is neither right nor wrong.
 
-Only instances that the table has are compared: a cache cannot be asked for all that it holds.
+Only instances that the table has are compared: a cache cannot be asked for all that it holds. A row whose UUID is none
+is passed over, since no lookup finds it; `doctor` names such rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from uuid import UUID
 
 from cellcache.codec import Undecodable, decode
 from cellcache.errors import InvalidValue
+from cellcache.model import is_canonical
 from cellcache.protocol import Absent, CoherentBackend, Seen
 from cellcache.store import Store
 
@@ -113,7 +115,7 @@ class Audit:
         last = None
         while rows := self._store.mappings(project_id=None, cell_uuid=None, after=last, limit=1000):
             last = rows[-1].id
-            yield {row.instance_uuid: row.cell_uuid for row in rows}
+            yield {row.instance_uuid: row.cell_uuid for row in rows if is_canonical(row.instance_uuid)}
 
     def _sampled(self, size: int) -> Iterator[dict[str, str]]:
         """Walk the index on UUIDs from a random place to its end, and on from its beginning to that place.
@@ -124,9 +126,10 @@ class Audit:
         place = self._random_place()
         for after, last in ((place, None), ("", place)):
             while size > 0 and (rows := self._store.mapped_between(after, last, limit=min(size, 1000))):
-                size -= len(rows)
                 after, _ = rows[-1]  # noqa: PLW2901
-                yield dict(rows)
+                mapped = {instance: cell for instance, cell in rows if is_canonical(instance)}
+                size -= len(mapped)
+                yield mapped
 
     def _random_place(self) -> str:
         """Return any UUID, or, every other time, one between the first and the last that are mapped.

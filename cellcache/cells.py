@@ -5,6 +5,7 @@ So they are never in the cache: an entry there names a cell by its UUID, and thi
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from sqlalchemy import Engine
@@ -14,8 +15,10 @@ from cellcache.config import CellsSettings, DatabaseSettings
 from cellcache.database import close_engine, open_engine
 from cellcache.errors import CellNotFound
 from cellcache.flights import beginning
-from cellcache.model import CellMapping
+from cellcache.model import CellMapping, is_canonical
 from cellcache.store import Store
+
+log = logging.getLogger(__name__)
 
 
 class Cells:
@@ -28,16 +31,20 @@ class Cells:
         self._settings = settings
         self._limits = limits
         self._by_uuid: dict[str, CellMapping] = {}
+        self._odd: set[str] = set()
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._refresh_began = 0
 
-    def get(self, cell_uuid: str) -> CellMapping:
-        """Return the cell; where it is not known, after one SQL read. Raises CellNotFound."""
+    def get(self, cell_uuid: str, *, since: int | None = None) -> CellMapping:
+        """Return the cell; where it is not known, after one SQL read, if none has begun after `since`.
+
+        Raises CellNotFound.
+        """
         cell = self._by_uuid.get(cell_uuid)
-        if cell is None:
-            self._refresh_since(beginning())
+        if cell is None and is_canonical(cell_uuid):
+            self._refresh_since(beginning() if since is None else since)
             cell = self._by_uuid.get(cell_uuid)
         if cell is None:
             raise CellNotFound(cell_uuid)
@@ -58,6 +65,7 @@ class Cells:
         """
         refresh_began = beginning()
         cells = {cell.uuid: cell for cell in self._store.cells()}
+        self._leave_out_odd(cells)
         with self._lock:
             # A reads, B changes a cell, reads and is done, A comes to this line: A's cells are from before the change.
             if refresh_began < self._refresh_began:
@@ -71,6 +79,15 @@ class Cells:
             gone = [self._engines.pop(url) for url in self._engines.keys() - urls]
         for engine in gone:
             close_engine(engine)
+
+    def _leave_out_odd(self, cells: dict[str, CellMapping]) -> None:
+        """Take out the rows whose UUID is none, which somebody wrote by hand; name each once."""
+        odd = {uuid for uuid in cells if not is_canonical(uuid)}
+        for uuid in odd:
+            del cells[uuid]
+        for uuid in sorted(odd - self._odd):
+            log.warning("the row %r of cell_mapping is passed over: that is no UUID, lower-case and with hyphens", uuid)
+        self._odd = odd
 
     def engine(self, cell: CellMapping) -> Engine:
         """Return the engine for the cell's own database; nothing is connected yet."""

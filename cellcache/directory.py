@@ -112,8 +112,8 @@ class CellDirectory:
     def resolve_cell(self, instance_uuid: str | UUID) -> CellMapping:
         """Return the cell in which the instance lives.
 
-        One cache round trip on a hit. Raises InvalidUUID, InstanceNotMapped, and, for what is not in the cache,
-        DatabaseUnavailable. Never answers with what was true before a write that has returned.
+        One cache round trip on a hit. Raises InvalidUUID, InstanceNotMapped, MappedCellNotFound, and, for what is not
+        in the cache, DatabaseUnavailable. Never answers with what was true before a write that has returned.
         """
         try:
             held = self._held(instance_uuid)
@@ -135,6 +135,9 @@ class CellDirectory:
 
     def resolve_cells(self, instance_uuids: Iterable[str | UUID]) -> dict[str, CellMapping]:
         """Return the cell of each instance by canonical UUID; those that are not mapped are absent.
+
+        So are those whose mapping names what is no cell, for which `resolve_cell` raises MappedCellNotFound: they are
+        logged now and then, counted (`stats().broken_mappings`), and named by `cellcache doctor`.
 
         One round trip per cache node and 1,000 instances, one SQL statement per 1,000 misses.
         """

@@ -5,12 +5,10 @@ It changes nothing. No finding holds a password.
 
 from __future__ import annotations
 
-import enum
 import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, select, text
@@ -21,8 +19,10 @@ from cellcache.database import database_errors, open_engine
 from cellcache.database_clock import DatabaseTime
 from cellcache.directory import CellDirectory
 from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
+from cellcache.findings import Finding, Level
 from cellcache.masking import mask_text, mask_url
 from cellcache.model import CellMapping
+from cellcache.odd_rows import odd_cells, odd_mappings
 from cellcache.protocol import NodeStatus
 from cellcache.shared_databases import shared_databases
 from cellcache.tables import instance_mapping
@@ -39,25 +39,6 @@ _VERSION_OF = {
     "postgresql": "SHOW server_version",
     "sqlite": "SELECT sqlite_version()",
 }
-
-
-class Level(enum.StrEnum):
-    FINE = "fine"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. `advice` says what to do about it; there is none where all is well."""
-
-    what: str
-    name: str
-    level: Level = Level.FINE
-    says: str = ""
-    version: str | None = None
-    round_trip_s: float | None = None
-    advice: str | None = None
 
 
 def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
@@ -88,8 +69,10 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
         yield from map(_node, directory.check_cache())
         if readable:
             yield _invalidations(directory)
+            yield from odd_mappings(settings.database)
             if cells:
                 known = directory.list_cells()
+                yield from odd_cells(known)
                 yield from _cells(settings, known)
                 yield from _shared_databases(settings, known)
 

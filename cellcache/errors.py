@@ -5,6 +5,7 @@ CellCacheError
 ├── InvalidValue           (ValueError)    a project, name, limit or URL that cannot be stored
 ├── InstanceNotMapped      (LookupError)   no instance mapping has this UUID
 ├── CellNotFound           (LookupError)   no cell mapping has this UUID
+│   └── MappedCellNotFound                 an instance mapping names what is no cell
 ├── CellDisabled                           a disabled cell takes no new instances
 ├── CellInUse                              a cell that still has instance mappings cannot go
 ├── CellExists             (ValueError)    a cell mapping with this UUID is there already
@@ -58,6 +59,18 @@ class CellNotFound(CellCacheError, LookupError):
     def __init__(self, cell_uuid: str) -> None:
         self.cell_uuid = cell_uuid
         super().__init__(f"there is no cell {cell_uuid}; `cellcache cell list` shows the cells there are")
+
+
+class MappedCellNotFound(CellNotFound):
+    """An instance mapping names what is no cell: its row was written by hand, or the cell's row was removed so."""
+
+    def __init__(self, instance_uuid: str, cell_uuid: str) -> None:
+        super().__init__(cell_uuid)
+        self.instance_uuid = instance_uuid
+        self.args = (
+            f"instance {instance_uuid} is mapped to {cell_uuid!r}, and there is no such cell; put its row right with "
+            f"`cellcache instance move {instance_uuid} --cell CELL`",
+        )
 
 
 class CellDisabled(CellCacheError):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cellcache.cells import Cells
 from cellcache.codec import Undecodable, decode
 from cellcache.config import Settings
-from cellcache.errors import InstanceNotMapped
+from cellcache.errors import CellNotFound, InstanceNotMapped
 from cellcache.flights import beginning
 from cellcache.model import CellMapping
 from cellcache.protocol import Absent, CoherentBackend, Lease
@@ -30,12 +30,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer (None: not mapped), who gave it, and the steps on the way there."""
+    """The answer, who gave it, and the steps on the way there. Without a cell, `error` is what a lookup raises."""
 
     instance_uuid: str
     cell: CellMapping | None
     source: Literal["cache", "sql"]
     steps: tuple[Step, ...]
+    error: InstanceNotMapped | CellNotFound | None = None
 
 
 def explain(key: str, *, store: Store, backend: CoherentBackend, cells: Cells, settings: Settings) -> Explanation:
@@ -45,14 +46,15 @@ def explain(key: str, *, store: Store, backend: CoherentBackend, cells: Cells, s
     timed_store: Any = _Timed(store, _SQL_STEPS, steps)
     timed_cells: Any = _Timed(cells, _CELLS_STEPS, steps)
     read_through = ReadThrough(timed_store, timed_backend, timed_cells, Counters(), settings)
-    cell: CellMapping | None
+    cell: CellMapping | None = None
+    reason: InstanceNotMapped | CellNotFound | None = None
     asked_at = beginning()
     try:
         cell = read_through.resolve(key, timed_backend.lookup(key), asked_at)
-    except InstanceNotMapped:
-        cell = None
+    except (InstanceNotMapped, CellNotFound) as error:
+        reason = error
     asked_sql = any(step.what == _SQL_STEPS["cell_of"][0] for step in steps)
-    return Explanation(key, cell, "sql" if asked_sql else "cache", tuple(steps))
+    return Explanation(key, cell, "sql" if asked_sql else "cache", tuple(steps), reason)
 
 
 def _entry(entry: Entry) -> str:
@@ -98,7 +100,11 @@ class _Timed:
 
         def timed(*arguments: Any, **more: Any) -> Any:
             started = time.perf_counter()
-            answer = method(*arguments, **more)
+            try:
+                answer = method(*arguments, **more)
+            except CellNotFound as error:
+                self._steps.append(Step(what, str(error), time.perf_counter() - started))
+                raise
             self._steps.append(Step(what, describe(answer), time.perf_counter() - started))
             return answer
 

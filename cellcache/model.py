@@ -12,9 +12,9 @@ from uuid import UUID
 
 from cellcache.errors import InvalidUUID
 
-_CANONICAL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_is_canonical = re.compile(_CANONICAL, re.ASCII).fullmatch
-_is_uuid = re.compile(rf"[0-9a-f]{{32}}|{_CANONICAL}", re.ASCII | re.IGNORECASE).fullmatch
+CANONICAL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_is_canonical = re.compile(CANONICAL, re.ASCII).fullmatch
+_is_uuid = re.compile(rf"[0-9a-f]{{32}}|{CANONICAL}", re.ASCII | re.IGNORECASE).fullmatch
 
 
 def canonical_uuid(value: object) -> str:
@@ -29,6 +29,13 @@ def canonical_uuid(value: object) -> str:
     if not isinstance(value, str) or not _is_uuid(value):
         raise InvalidUUID(value)
     return str(UUID(value))
+
+
+def is_canonical(text: str) -> bool:
+    """Return whether this is a UUID in its one form. What the tables hold in another is none: every statement compares
+    texts, so no write would find it.
+    """
+    return _is_canonical(text) is not None
 
 
 def canonical_uuids(values: Iterable[object]) -> list[str]:

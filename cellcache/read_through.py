@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -9,17 +10,21 @@ from collections.abc import Collection, Mapping, Sequence
 from cellcache.cells import Cells
 from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import Settings
-from cellcache.errors import CellNotFound, InstanceNotMapped
+from cellcache.errors import CellNotFound, InstanceNotMapped, MappedCellNotFound
 from cellcache.flights import Flight, Flights, beginning
-from cellcache.model import CellMapping
+from cellcache.model import CellMapping, is_canonical
 from cellcache.protocol import Absent, CoherentBackend, Fill, Lease
 from cellcache.statistics import Counters
 from cellcache.store import Store
+
+log = logging.getLogger(__name__)
 
 Entry = bytes | Lease | Absent
 
 _PAUSES_S: Sequence[float] = (0.001, 0.002, 0.002)
 """How long a reader without the lease waits, in all, for the one who holds it: a read takes a millisecond or so."""
+
+_BETWEEN_WARNINGS_S = 60.0
 
 
 def jittered(ttl_s: float) -> float:
@@ -41,6 +46,7 @@ class ReadThrough:
         # A flight is two statements at most, each of which waits for a connection and then for its answer.
         self._longest_flight_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
         self._flights: Flights[str | None] = Flights()
+        self._next_warning_at = 0.0
 
     def resolve(self, key: str, entry: Entry, asked_at: int) -> CellMapping:
         """Return the cell of an instance whose lookup began at `asked_at` and answered `entry`."""
@@ -53,19 +59,24 @@ class ReadThrough:
         cell_uuid = self._read({key: entry}, asked_at)[key]
         if cell_uuid is None:
             raise InstanceNotMapped(key)
-        return self._cells.get(cell_uuid)
+        try:
+            return self._cells.get(cell_uuid)
+        except CellNotFound:
+            self._forget_broken([key])
+            raise MappedCellNotFound(key, cell_uuid) from None
 
     def resolve_many(self, entries: Mapping[str, Entry], asked_at: int) -> dict[str, CellMapping]:
-        """The same for many; the answer lacks those that are not mapped."""
+        """The same for many; the answer lacks those that are not mapped, or to what is no cell."""
         found: dict[str, CellMapping] = {}
         absent: dict[str, Lease | Absent] = {}
         meaningless: list[str] = []
+        looked_at = beginning()
         for key, entry in entries.items():
             if not isinstance(entry, bytes):
                 absent[key] = entry
                 continue
             try:
-                found[key] = self._cell_in(key, entry)
+                found[key] = self._cell_in(key, entry, looked_at)
             except InstanceNotMapped:
                 continue
             except (Undecodable, CellNotFound):
@@ -74,16 +85,43 @@ class ReadThrough:
             absent |= self._discard(meaningless)
         if absent:
             self._count_misses(absent.values())
-            cells = self._read(absent, asked_at)
-            found.update((key, self._cells.get(cell)) for key, cell in cells.items() if cell is not None)
+            found |= self._cells_named(
+                {key: cell for key, cell in self._read(absent, asked_at).items() if cell is not None}
+            )
         return found
 
-    def _cell_in(self, key: str, value: bytes) -> CellMapping:
+    def _cells_named(self, rows: Mapping[str, str]) -> dict[str, CellMapping]:
+        """Return the cells that rows name, without the rows that name what is no cell."""
+        read_at = beginning()
+        found: dict[str, CellMapping] = {}
+        broken: dict[str, str] = {}
+        for key, cell_uuid in rows.items():
+            try:
+                found[key] = self._cells.get(cell_uuid, since=read_at)
+            except CellNotFound:
+                broken[key] = cell_uuid
+        if broken:
+            self._forget_broken(list(broken))
+            if time.monotonic() >= self._next_warning_at:
+                self._next_warning_at = time.monotonic() + _BETWEEN_WARNINGS_S
+                error = MappedCellNotFound(*next(iter(broken.items())))
+                log.warning("left out of an answer (`cellcache doctor` names all such instances): %s", error)
+        return found
+
+    def _forget_broken(self, keys: Sequence[str]) -> None:
+        """Leave nothing in the cache of instances whose mapping names what is no cell.
+
+        No lease that was taken for one, and no entry either: everyone who came upon it would discard it.
+        """
+        self._counters.broken_mappings.add_many(len(keys))
+        self._backend.invalidate_multi(keys)
+
+    def _cell_in(self, key: str, value: bytes, looked_at: int | None = None) -> CellMapping:
         cell_uuid = decode(value)
         if cell_uuid is None:
             self._counters.negative_hits.add()
             raise InstanceNotMapped(key)
-        cell = self._cells.get(cell_uuid)  # one that was created since this process last read them
+        cell = self._cells.get(cell_uuid, since=looked_at)  # one that was created since this process last read them
         self._counters.hits.add()
         return cell
 
@@ -185,14 +223,16 @@ class ReadThrough:
         answers: dict[str, str | None] = {}
         absent: dict[str, Lease | Absent] = {}
         meaningless: list[str] = []
-        for key, entry in self._look(keys).items():
+        found = self._look(keys)
+        looked_at = beginning()
+        for key, entry in found.items():
             if not isinstance(entry, bytes):
                 absent[key] = entry
                 continue
             try:
                 cell_uuid = decode(entry)
                 if cell_uuid is not None:
-                    self._cells.get(cell_uuid)
+                    self._cells.get(cell_uuid, since=looked_at)
                 answers[key] = cell_uuid
             except (Undecodable, CellNotFound):
                 meaningless.append(key)
@@ -203,6 +243,7 @@ class ReadThrough:
         fills = [
             Fill(key, lease, encode(cell_uuid), jittered(not_mapped_s if cell_uuid is None else mapped_s))
             for key, (lease, cell_uuid) in answers.items()
+            if cell_uuid is None or is_canonical(cell_uuid)  # else there is no such cell, whatever it is
         ]
         if fills:
             self._counters.fills.add_many(len(fills))

@@ -15,6 +15,7 @@ class Counters:
         self.misses = Counter()
         self.negative_hits = Counter()
         self.undecodable = Counter()
+        self.broken_mappings = Counter()
         self.unreachable = Counter()
         self.fills = Counter()
         self.fills_refused = Counter()
@@ -38,6 +39,8 @@ class Statistics:
     """Those of the misses whose cache node did not answer, or was not asked because it had just failed."""
     undecodable: int
     """Entries removed because they meant nothing: corrupt, foreign, or naming a cell that is no more."""
+    broken_mappings: int
+    """Lookups of instances whose mapping names what is no cell; `doctor` names them."""
     fills: int
     """Answers from SQL that were sent to the cache, each to be stored over its lease."""
     fills_refused: int

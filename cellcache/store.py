@@ -25,7 +25,7 @@ from cellcache.database_clock import DatabaseTime
 from cellcache.errors import (
     DatabaseUnavailable,
 )
-from cellcache.model import CellMapping, InstanceMapping
+from cellcache.model import CANONICAL, CellMapping, InstanceMapping, is_canonical
 from cellcache.row_lookup import Disconnected, RowLookup
 from cellcache.rows import (
     batches,
@@ -147,6 +147,27 @@ class Store:
     def count_by_cell(self) -> dict[str, int]:
         query = select(instance_mapping.c.cell_uuid, func.count()).group_by(instance_mapping.c.cell_uuid)
         return {row[0]: row[1] for row in self._read(lambda connection: connection.execute(query).all())}
+
+    def mappings_without_cell(self, *, limit: int) -> list[InstanceMapping]:
+        """Return up to `limit` mappings that name what is no cell.
+
+        A statement for each text that they name, whatever the number of mappings: each skips along the index on cells.
+        """
+        cells = {cell.uuid for cell in self.cells() if is_canonical(cell.uuid)}
+        next_text = select(func.min(instance_mapping.c.cell_uuid))
+        found: list[InstanceMapping] = []
+        text_ = self._read(lambda connection: connection.scalar(next_text))
+        while text_ is not None and len(found) < limit:
+            if text_ not in cells:
+                found += self.mappings(project_id=None, cell_uuid=text_, after=None, limit=limit - len(found))
+            query = next_text.where(instance_mapping.c.cell_uuid > text_)
+            text_ = self._read(lambda connection: connection.scalar(query))  # noqa: B023 - called at once
+        return found
+
+    def mappings_without_uuid(self, *, limit: int) -> list[InstanceMapping]:
+        """Return up to `limit` mappings whose own UUID is none, which no lookup finds. Reads every mapping's."""
+        query = select_mappings.where(~instance_mapping.c.instance_uuid.regexp_match(f"^{CANONICAL}$")).limit(limit)
+        return [instance_of(row) for row in self._read(lambda connection: connection.execute(query).all())]
 
     def _look_up(self, work: Callable[[], T]) -> T:
         began = time.monotonic()

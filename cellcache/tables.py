@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,18 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value.tzinfo is None:
             raise ValueError(f"{value} has no time zone")
         return value.astimezone(UTC).replace(tzinfo=None, microsecond=0)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        """Take what is no time, as a row written by hand may hold, for an unknown one: nothing else stops at it."""
+        read = super().result_processor(dialect, coltype)
+
+        def read_or_none(value: Any) -> datetime | None:
+            try:
+                return read(value) if read is not None else value
+            except (TypeError, ValueError):
+                return None
+
+        return read_or_none
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return None if value is None else value.replace(tzinfo=UTC)

@@ -13,8 +13,9 @@ import pytest
 
 from cellcache import CellDirectory, Settings, schema
 from cellcache.backends.resp import ACL_RULES
-from cellcache.doctor import Finding, Level, examine
+from cellcache.doctor import examine
 from cellcache.errors import BackendUnsupported
+from cellcache.findings import Finding, Level
 from cellcache.protocol import Absent
 from tests.server_process import Server
 from tests.servers import Memcached, Redis

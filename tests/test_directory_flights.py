@@ -11,7 +11,15 @@ from uuid import uuid4
 
 import pytest
 
-from cellcache import CellDirectory, CellMapping, CommitUnknown, DatabaseUnavailable, InstanceNotMapped, SchemaError
+from cellcache import (
+    CellDirectory,
+    CellMapping,
+    CommitUnknown,
+    DatabaseUnavailable,
+    InstanceNotMapped,
+    MappedCellNotFound,
+    SchemaError,
+)
 from cellcache.flights import Flight, Flights, beginning
 from cellcache.protocol import Absent, Lease
 from tests.caches import eventually
@@ -269,6 +277,39 @@ def test_waiters_get_an_error_of_the_leaders_kind(
         assert {str(one) for one in waiters} == {str(error)}
 
 
+def test_waiters_for_an_instance_that_is_mapped_to_no_cell_get_that_error_and_others_land(
+    site: Site, directory: CellDirectory, key: str, slow: SlowReads, pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    bad = str(uuid4())
+    site.open().map_instance(bad, HERE, PROJECT)
+    site.run(f"UPDATE instance_mapping SET cell_uuid = 'cell1' WHERE instance_uuid = '{bad}'")
+    site.cache.evict(bad)
+    read = directory._store.cells_of
+
+    def slow_read(keys: list[str]) -> dict[str, str]:
+        answers = read(keys)
+        slow.reading.release()
+        assert slow.go_on.wait(PATIENCE_S)
+        return answers
+
+    monkeypatch.setattr(directory._store, "cells_of", slow_read)
+    leader = pool.submit(directory.resolve_cells, [bad, key])
+    slow.wait_for_read()
+    of_bad = [pool.submit(directory.resolve_cell, bad) for _ in range(3)]
+    of_both = [pool.submit(directory.resolve_cells, [key, bad]) for _ in range(3)]
+    of_good = [pool.submit(directory.resolve_cell, key) for _ in range(3)]
+    slow.wait_for_joined(10)
+    slow.go_on.set()
+    for bulk in [leader, *of_both]:
+        assert {one: cell.uuid for one, cell in bulk.result(PATIENCE_S).items()} == {key: HERE}
+    assert [cell(future) for future in of_good] == [HERE] * 3
+    errors = [future.exception(PATIENCE_S) for future in of_bad]
+    assert [(type(error), str(bad) in str(error)) for error in errors] == [(MappedCellNotFound, True)] * 3
+    assert directory.stats().broken_mappings == 7
+    assert site.cache.backend().peek_multi([bad]) == [None]
+
+
 def test_miss_after_a_failed_read_reads_again(
     site: Site, directory: CellDirectory, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +368,7 @@ def test_many_waiters_behind_an_outdated_read_are_all_told_the_new_answer(
     assert [cell(future) for future in others] == [THERE] * 8
     assert cell(first) == HERE
     assert directory.stats().fills == 1  # by the first, whose lease is gone
-    assert site.cache.backend().peek_multi([key]) == [None]
+    assert site.cache.backend().peek_multi([key]) == [Absent.LEASED]  # the other process holds it still
 
 
 def test_outdated_read_is_not_stored(site: Site, directory: CellDirectory, key: str, slow: SlowReads) -> None:

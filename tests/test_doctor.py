@@ -56,7 +56,8 @@ def memcached_configuration(deployment: Deployment, *addresses: str) -> None:
 def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
     deployment.ok("cell", "create", "one", "--database-connection", deployment.cell_database("one"))
     findings = examine(deployment)
-    assert list(findings) == ["database", "clock", "tables", "writes", "cache", "cache node", "invalidations", "cell"]
+    things = ["database", "clock", "tables", "writes", "cache", "cache node", "invalidations", "mappings", "cell"]
+    assert list(findings) == things
     assert all(finding["level"] == "fine" for each in findings.values() for finding in each)
     assert findings["database"][0]["version"] == sqlite3.sqlite_version
     assert findings["database"][0]["round_trip_s"] > 0

@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import make_url, text
 
 from cellcache import CellDirectory, Settings, schema
-from cellcache.doctor import Finding, Level, examine
+from cellcache.doctor import examine
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue
+from cellcache.findings import Finding, Level
 from cellcache.protocol import Settlement
 from cellcache.tls import verifying_url
 from tests.certificates import ELSEWHERE, HERE, Authority

@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import make_url
 
 from cellcache import Settings, schema
-from cellcache.doctor import Finding, Level, examine
+from cellcache.doctor import examine
+from cellcache.findings import Finding, Level
 from cellcache.tables import metadata
 from tests.servers import MariaDB, PostgreSQL
 

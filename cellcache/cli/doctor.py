@@ -11,7 +11,8 @@ from rich.text import Text
 from cellcache.cli.commands import Session, command
 from cellcache.cli.exits import ExitCode, complain
 from cellcache.cli.render import as_text, duration, print_json, print_table, progress
-from cellcache.doctor import Finding, Level, examine
+from cellcache.doctor import examine
+from cellcache.findings import Finding, Level
 
 _MARKS = {
     Level.FINE: Text("ok", style="green"),

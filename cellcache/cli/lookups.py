@@ -11,8 +11,8 @@ from cellcache.cli.commands import Session, command
 from cellcache.cli.exits import ExitCode, complain
 from cellcache.cli.render import cell_fields, duration, print_fields, print_json, print_line, print_table
 from cellcache.directory import CellDirectory
-from cellcache.errors import InstanceNotMapped
-from cellcache.model import canonical_uuid
+from cellcache.errors import CellCacheError, CellNotFound, InstanceNotMapped
+from cellcache.model import CellMapping, canonical_uuid
 
 
 def register(app: typer.Typer) -> None:
@@ -32,32 +32,44 @@ def resolve(
 ) -> None:
     """Say in which cell instances live, as a service would learn it: from the cache, else from SQL.
 
-    Exit code 1 if one of them is not mapped.
+    Exit code 1 if one of them is not mapped, or to what is no cell.
     """
     keys = list(dict.fromkeys(map(canonical_uuid, uuids)))
+    look_up = _explained if explain else _resolved
+    answers: list[dict[str, Any]] = []
+    missing: list[CellCacheError] = []
     with session.directory() as directory:
-        if explain:
-            answers = [_explained(directory, key, show_secrets=show_secrets) for key in keys]
-        else:
-            found = directory.resolve_cells(keys)
-            answers = [
-                {
-                    "instance_uuid": key,
-                    "cell": cell_fields(found[key], show_secrets=show_secrets) if key in found else None,
-                }
-                for key in keys
-            ]
+        for key in keys:
+            cell, error, more = look_up(directory, key)
+            shown = None if cell is None else cell_fields(cell, show_secrets=show_secrets)
+            answers.append({"instance_uuid": key, "cell": shown} | more)
+            missing += [] if error is None else [error]
     if session.json:
         print_json(*answers)
     else:
         _print_answers([answer for answer in answers if answer["cell"]])
         for answer in answers if explain else []:
             _print_steps(answer)
-    missing = [answer["instance_uuid"] for answer in answers if answer["cell"] is None]
-    for key in missing:
-        complain(InstanceNotMapped(key))
+    for error in missing:
+        complain(error)
     if missing:
         raise typer.Exit(ExitCode.NO)
+
+
+_Found = tuple[CellMapping | None, CellCacheError | None, dict[str, Any]]
+
+
+def _resolved(directory: CellDirectory, key: str) -> _Found:
+    try:
+        return directory.resolve_cell(key), None, {}
+    except (InstanceNotMapped, CellNotFound) as error:
+        return None, error, {}
+
+
+def _explained(directory: CellDirectory, key: str) -> _Found:
+    explanation = directory.explain(key)
+    more = {"source": explanation.source, "steps": [asdict(step) for step in explanation.steps]}
+    return explanation.cell, explanation.error, more
 
 
 def _print_answers(answers: list[dict[str, Any]]) -> None:
@@ -72,17 +84,6 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
             for cell in [answer["cell"]]
         ]
         print_table(("instance", "cell", "database_connection"), rows, whole=("instance",))
-
-
-def _explained(directory: CellDirectory, key: str, *, show_secrets: bool) -> dict[str, Any]:
-    explanation = directory.explain(key)
-    cell = explanation.cell
-    return {
-        "instance_uuid": key,
-        "cell": None if cell is None else cell_fields(cell, show_secrets=show_secrets),
-        "source": explanation.source,
-        "steps": [asdict(step) for step in explanation.steps],
-    }
 
 
 def _print_steps(answer: dict[str, Any]) -> None:
