@@ -96,6 +96,8 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         _limit_mysql_statements(engine, timeout_s)
     elif backend == "postgresql":
         _limit_postgresql_waits(engine, timeout_s + 1)
+        if use != "cell":
+            _read_any_postgresql_time(engine)
     elif backend == "sqlite" and use != "cell":
         _prepare_sqlite(engine, use)
     return engine
@@ -161,6 +163,14 @@ def _limit_postgresql_waits(engine: Engine, limit_s: float) -> None:
     @event.listens_for(engine, "do_connect")
     def limited(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         return connect(*arguments, **options)
+
+
+def _read_any_postgresql_time(engine: Engine) -> None:
+    from cellcache.postgresql import read_any_time  # noqa: PLC0415 - as above
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        read_any_time(connection)
 
 
 def _prepare_sqlite(engine: Engine, use: Use) -> None:

@@ -1,4 +1,4 @@
-"""psycopg with a time limit of our own on every answer.
+"""psycopg with a time limit of our own on every answer, and with times of rows that were written by hand.
 
 The server keeps `statement_timeout`, and the kernel `tcp_user_timeout`; neither helps against a server that has
 stopped while its host goes on acknowledging packets. psycopg itself would wait for ever.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Buffer, PQGen
+from psycopg.types.datetime import TimestampLoader
 
 
 def connect_within(limit_s: float) -> Callable[..., psycopg.Connection[Any]]:
@@ -22,6 +24,20 @@ def connect_within(limit_s: float) -> Callable[..., psycopg.Connection[Any]]:
             return super().wait(_limited(gen, self, time.monotonic() + limit_s), *args, **options)
 
     return LimitedConnection.connect
+
+
+class _TimeOrNone(TimestampLoader):
+    """Reads as unknown what no `datetime` can hold (infinity, a year before Christ), and fails for no row."""
+
+    def load(self, data: Buffer) -> datetime | None:  # type: ignore[override]
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return None
+
+
+def read_any_time(connection: Any) -> None:
+    connection.adapters.register_loader("timestamp", _TimeOrNone)
 
 
 def _limited(gen: PQGen[RV], connection: psycopg.Connection[Any], deadline: float) -> PQGen[RV]:

@@ -365,6 +365,8 @@ def test_a_cell_whose_driver_is_not_installed_is_an_error_of_its_own(
         ("sqlite", "yesterday"),
         ("sqlite", ""),
         pytest.param("mariadb", "0000-00-00 00:00:00", marks=pytest.mark.needs("mariadb")),
+        pytest.param("postgresql", "infinity", marks=pytest.mark.needs("postgresql")),
+        pytest.param("postgresql", "0044-03-15 12:00:00 BC", marks=pytest.mark.needs("postgresql")),
     ],
 )
 def test_a_time_that_is_none_stops_nothing(
@@ -378,7 +380,7 @@ def test_a_time_that_is_none_stops_nothing(
     if database == "sqlite":
         url = f"sqlite:///{tmp_path / 'mappings.db'}"
     else:
-        url = request.getfixturevalue(database).create_database(f"odd_time_{table}")
+        url = request.getfixturevalue(database).create_database(f"odd_time_{new_uuids(1)[0].replace('-', '_')}")
     deployment = Deployment(tmp_path, url)
     lenient = [text("SET sql_mode = ''")] if database == "mariadb" else []
     where = "instance_uuid" if table == "instance_mapping" else "uuid"
