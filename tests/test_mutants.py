@@ -84,6 +84,19 @@ def test_a_change_survives_where_a_test_is_missing(tmp_path: Path, capsys: pytes
     assert (project / path).read_text() == (copy / path).read_text()
 
 
+@pytest.mark.slow
+def test_nothing_is_said_of_a_module_whose_tests_fail_anyway(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("project/voting", "project/tests"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "project/tests/test_voting.py").write_text("def test_fails():\n    assert False\n")
+    trial = Trial(tmp_path / "project", tmp_path / "copy", {"voting": "voting"})
+    changes = changes_of("voting/__init__.py", MODULE)
+    assert list(survivors(changes, trial, {"voting/__init__.py": ["tests"]}, limit_s=60)) == []
+    assert capsys.readouterr().out.count("its tests fail without any change") == 1
+
+
 def test_the_same_changes_are_drawn_again() -> None:
     first, again, other = (drawn([], sample=20, seed=seed) for seed in (1, 1, 2))
     assert first == again

@@ -96,6 +96,8 @@ class Trial:
             _end(process)
         if process.returncode == 0:
             return None
+        if process.returncode < 0:
+            return f"{signal.Signals(-process.returncode).name}, which ended the tests"
         failures = [line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         return failures[0] if failures else (output.strip().splitlines() or ["no output"])[-1]
 
