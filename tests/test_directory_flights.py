@@ -302,7 +302,7 @@ def test_waiters_for_an_instance_that_is_mapped_to_no_cell_get_that_error_and_ot
     slow.wait_for_joined(10)
     slow.go_on.set()
     for bulk in [leader, *of_both]:
-        assert {one: cell.uuid for one, cell in bulk.result(PATIENCE_S).items()} == {key: HERE}
+        assert [(one, found.uuid) for one, found in bulk.result(PATIENCE_S).items()] == [(key, HERE)]
     assert [cell(future) for future in of_good] == [HERE] * 3
     errors = [future.exception(PATIENCE_S) for future in of_bad]
     assert [(type(error), str(bad) in str(error)) for error in errors] == [(MappedCellNotFound, True)] * 3
