@@ -31,10 +31,6 @@ from cellcache.config_sources import (
     read_secrets,
 )
 from cellcache.config_values import (
-    BACKENDS,
-    MEMCACHED,
-    MEMORY,
-    REDIS,
     Arguments,
     Backend,
     Count,
@@ -45,6 +41,7 @@ from cellcache.config_values import (
     Servers,
 )
 from cellcache.errors import ConfigError
+from cellcache.known_backends import MEMCACHED, MEMORY, OURS, PYMEMCACHE, REDIS
 from cellcache.masking import MASK, mask_url
 from cellcache.signing import SIGNATURE_SIZE
 from cellcache.tls import verifying_context, verifying_url
@@ -141,7 +138,7 @@ class CacheSettings(_Section):
 
     def backend_arguments(self) -> dict[str, Any]:
         """Return what dogpile hands to the backend, secrets in the clear; raise ConfigError for unusable TLS files."""
-        if self.backend not in BACKENDS:
+        if self.backend not in OURS:
             return dict(self.arguments.get_secret_value())
         arguments: dict[str, Any] = {key: getattr(self, key) for key in ("ttl_s", "lease_ttl_s", "fence_ttl_s")}
         if self.backend == MEMORY:
@@ -170,9 +167,11 @@ class CacheSettings(_Section):
                 )
         if self.previous_signing_key is not None and self.signing_key is None:
             yield "previous_signing_key", "needs signing_key, the key to sign with from now on"
+        if self.backend == PYMEMCACHE and "serde" in self.arguments.get_secret_value():
+            yield "arguments", "must hold no serde: cellcache gives it one of its own, which never unpickles"
         if self.backend in {MEMCACHED, REDIS}:
             yield from server_contradictions(self)
-        if self.backend in BACKENDS and self.lease_ttl_s >= self.fence_ttl_s:
+        if self.backend in OURS and self.lease_ttl_s >= self.fence_ttl_s:
             yield (
                 "lease_ttl_s",
                 f"must be less than fence_ttl_s ({self.fence_ttl_s:g}): a lease is short, that a reader who died keeps "

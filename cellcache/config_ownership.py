@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Secret, SecretStr
 
-from cellcache.config_values import BACKENDS, MEMCACHED, MEMORY, REDIS
+from cellcache.known_backends import MEMCACHED, MEMORY, OURS, REDIS
 
 _OTHERS = "other dogpile.cache backends"
 _SERVERS = (MEMCACHED, REDIS)
@@ -17,10 +17,10 @@ _OWNERS: Mapping[str, tuple[str, ...]] = {
     "password": _SERVERS,
     "timeout_s": _SERVERS,
     "retry_s": _SERVERS,
-    "lease_ttl_s": BACKENDS,
+    "lease_ttl_s": tuple(OURS),
     "key_prefix": _SERVERS,
     "on_unreachable": (*_SERVERS, _OTHERS),
-    "max_entries": BACKENDS,
+    "max_entries": tuple(OURS),
     "local_ttl_s": _SERVERS,
     "signing_key": _SERVERS,
     "previous_signing_key": _SERVERS,
@@ -35,7 +35,7 @@ _OWNERS: Mapping[str, tuple[str, ...]] = {
 
 def strays(backend: str, written: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield each key that somebody has set and the backend does not use, and to whom it belongs."""
-    kind = backend if backend in BACKENDS else _OTHERS
+    kind = backend if backend in OURS else _OTHERS
     here = f"cache.backend is {backend}" + ("" if "backend" in written else ", the default")
     for key, owners in _OWNERS.items():
         name = f"{key}_file" if f"{key}_file" in written else key

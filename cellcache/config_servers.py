@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from cellcache.config_values import MEMCACHED
+from cellcache.known_backends import MEMCACHED
 
 if TYPE_CHECKING:
     from cellcache.config import CacheSettings

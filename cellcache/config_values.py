@@ -18,9 +18,9 @@ from annotated_types import Ge, Gt
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Secret, SecretStr
 
 from cellcache.database_url import ESCAPE, parsed_database_url
+from cellcache.known_backends import OTHERS, OURS
 from cellcache.tls import verifying_url
 
-BACKENDS = MEMORY, MEMCACHED, REDIS = ("cellcache.memory", "cellcache.memcached", "cellcache.redis")
 _MEMCACHED_PORT = 11211
 _server_parts = re.compile(r"(?:\[([^]]*)]|([A-Za-z0-9_.-]+))(?::([0-9]{1,5}))?").fullmatch
 
@@ -78,12 +78,13 @@ def _full_server_address(text: str) -> str:
 
 
 def _check_backend(name: str) -> str:
-    if name not in BACKENDS and (
-        not re.fullmatch(r"[\w.-]+", name) or name.startswith("cellcache.") or f"cellcache.{name}" in BACKENDS
-    ):
-        near = difflib.get_close_matches(f"cellcache.{name.removeprefix('cellcache.')}", BACKENDS, n=1)
+    if name not in {*OURS, *OTHERS}:
+        near = difflib.get_close_matches(f"cellcache.{name.rpartition('.')[2]}", OURS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"must be {', '.join(BACKENDS)} or the name of another dogpile.cache backend{hint}")
+        raise ValueError(
+            f"must be {', '.join(OURS)}, or one of dogpile.cache's that never unpickle, and so run, what others can "
+            f"write to a cache: {', '.join(OTHERS)}{hint}"
+        )
     return name
 
 

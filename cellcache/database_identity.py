@@ -7,6 +7,7 @@ limits lead nowhere.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -24,14 +25,18 @@ _chosen_schema = re.compile(r"(?:-c\s*|--)(search[_-]path|role)=((?:\\.|[^\\\s])
 
 
 def database_identity(url: URL) -> str:
-    """Return a text that is the same for two URLs of one database. A relative path starts at the current folder."""
+    """Return a hash that is the same for two URLs of one database. A relative path starts at the current folder."""
+    return hashlib.sha256(repr(_led_to(url)).encode()).hexdigest()
+
+
+def _led_to(url: URL) -> tuple[object, ...]:
     if url.get_backend_name() == "sqlite":
-        return repr(("sqlite", sqlite_file(url)))
+        return ("sqlite", sqlite_file(url))
     _, options = url.get_dialect()().create_connect_args(url)
     kind = "postgresql" if url.get_backend_name() == "postgresql" else "mysql"  # which is MariaDB's, too
     database = options.get("database") or options.get("db") or options.get("dbname")
     others = [(name, options[name]) for name in _ALSO_CHOOSE if name in options]
-    return repr((kind, _places(kind, options), database, others, _schemas(url)))
+    return (kind, _places(kind, options), database, others, _schemas(url))
 
 
 def sqlite_file(url: URL) -> str:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
-from dogpile.cache import CacheRegion, make_region, register_backend
+from dogpile.cache import CacheRegion, make_region
 from dogpile.cache.api import NO_VALUE, CacheBackend, CachedValue, CantDeserializeException
-from dogpile.cache.exception import PluginNotFound
 from dogpile.cache.proxy import ProxyBackend
 from dogpile.cache.region import RegionInvalidationStrategy, value_version
 
 from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import CacheSettings
-from cellcache.config_values import MEMORY
 from cellcache.errors import BackendUnsupported, CellCacheError, ConfigError
+from cellcache.known_backends import MEMORY, PYMEMCACHE, BytesAlone, register
 from cellcache.local import LocalLayer
 from cellcache.model import canonical_uuid
 from cellcache.plain import PlainBackend
@@ -31,20 +29,18 @@ from cellcache.signing import SignedBackend, Signer
 def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, CoherentBackend]:
     """Return the region and its backend as the directory uses it; nothing is connected yet.
 
-    `name` tells the in-process stores of different databases apart. Raises ConfigError for an unknown backend.
+    `name` tells the in-process stores of different databases apart; no other backend is told it. Raises ConfigError for
+    arguments that the backend cannot be made with.
     """
     region = make_region(name="cellcache", key_mangler=canonical_uuid, serializer=encode, deserializer=_decode_or_miss)
-    _register(settings.backend)
+    register(settings.backend)
     arguments = settings.backend_arguments()
     if settings.backend == MEMORY:
         arguments["name"] = name
+    elif settings.backend == PYMEMCACHE:
+        arguments["serde"] = BytesAlone()
     try:
         region.configure(settings.backend, arguments=arguments, region_invalidator=_NoRegionInvalidation())
-    except PluginNotFound as error:
-        raise ConfigError(
-            f"cache.backend: there is no dogpile.cache backend {settings.backend!r}; ours are cellcache.memory, "
-            "cellcache.memcached and cellcache.redis"
-        ) from error
     except ImportError as error:
         raise ConfigError(
             f"cache.backend: {settings.backend} needs a package that is not installed: {error}"
@@ -65,16 +61,6 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
         region.wrap(_CompactValues(signer))
         return region, _layered(backend, signer, settings)
     return region, PlainBackend(region, ttl_s=settings.ttl_s, negative_ttl_s=settings.negative_ttl_s)
-
-
-def _register(backend: str) -> None:
-    """Tell dogpile where this backend's entry point leads.
-
-    Left to itself it loads everybody's entry points until it finds the one, and logs an error for each that cannot be
-    loaded, such as those of oslo.cache where python-memcached is not installed.
-    """
-    for entry_point in entry_points(group="dogpile.cache", name=backend):
-        register_backend(backend, entry_point.module, entry_point.attr)  # type: ignore[no-untyped-call]
 
 
 def _layered(backend: CoherentBackend, signer: Signer | None, settings: CacheSettings) -> CoherentBackend:

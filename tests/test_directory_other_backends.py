@@ -9,10 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from dogpile.cache import register_backend
 from dogpile.cache.api import CacheBackend
 
-from cellcache import CellDirectory, InstanceNotMapped
+from cellcache import CellDirectory, InstanceNotMapped, config_values, known_backends
+from cellcache.known_backends import OTHERS
 from tests.caches import eventually
 from tests.directories import HERE, THERE, Site, new_uuids, open_site
 from tests.servers import Redis
@@ -44,9 +44,6 @@ class Broken(CacheBackend):
     set_multi: Any = _fail
     delete: Any = _fail
     delete_multi: Any = _fail
-
-
-register_backend("tests.broken", __name__, "Broken")  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(params=KINDS)
@@ -237,7 +234,10 @@ def test_answer_that_a_reader_stored_while_a_write_was_under_way_goes_with_its_e
 
 
 @pytest.fixture
-def broken(site: Site) -> CellDirectory:
+def broken(site: Site, monkeypatch: pytest.MonkeyPatch) -> CellDirectory:
+    known = {**OTHERS, "tests.broken": (__name__, "Broken")}
+    for module in (known_backends, config_values):
+        monkeypatch.setattr(module, "OTHERS", known)
     return site.open(backend="tests.broken")
 
 

@@ -221,14 +221,17 @@ def test_bad_key_is_refused(region: Any) -> None:
 @pytest.mark.parametrize(
     ("backend", "told"),
     [
-        ("nosuch", "there is no dogpile.cache backend 'nosuch'; ours are cellcache.memory, cellcache.memcached and"),
-        ("dogpile.cache.pylibmc", "needs a package that is not installed"),
+        (
+            "nosuch",
+            r"cache\.backend = 'nosuch': must be cellcache\.memory, cellcache\.memcached, cellcache\.redis, or one",
+        ),
+        ("dogpile.cache.valkey", "needs a package that is not installed"),
     ],
 )
 def test_backend_that_is_not_there_is_a_config_error(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, told: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pylibmc", None)  # as if it were not: the benchmarks install it
+    monkeypatch.setitem(sys.modules, "valkey", None)
     with open_site(request, tmp_path, "memory") as site, pytest.raises(ConfigError, match=told):
         site.open(backend=backend, arguments={"url": "127.0.0.1"})
 
