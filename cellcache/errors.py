@@ -21,10 +21,23 @@ CellCacheError
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cellcache.model import InstanceMapping
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+
+
+def shown(value: object) -> str:
+    """Return a refused value as an error's text quotes it: short, whatever it is."""
+    try:
+        return _short.repr(value)
+    except Exception:  # noqa: BLE001 - its own `repr` fails, as that of an int of 5,000 digits does
+        return f"a {type(value).__name__}"
 
 
 class CellCacheError(Exception):
@@ -35,10 +48,8 @@ class InvalidUUID(CellCacheError, ValueError):
     """The text is not a UUID: 32 hexadecimal digits in any case, with hyphens at 8-4-4-4-12 or with none."""
 
     def __init__(self, value: object) -> None:
-        shown = repr(value)
-        if len(shown) > 60:
-            shown = shown[:57] + "..."
-        super().__init__(f"not a UUID: {shown}; give 32 hexadecimal digits, with hyphens at 8-4-4-4-12 or with none")
+        form = "32 hexadecimal digits, with hyphens at 8-4-4-4-12 or with none"
+        super().__init__(f"not a UUID: {shown(value)}; give {form}")
 
 
 class InvalidValue(CellCacheError, ValueError):

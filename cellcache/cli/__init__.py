@@ -12,7 +12,7 @@ import typer
 from cellcache.cli import cells, coherence, databases, demo, doctor, instances, lookups, pruning
 from cellcache.cli.commands import ConfigOption, JsonOption, VerboseOption, enter, show_help_without_command
 from cellcache.cli.exits import ExitCode, complain, complain_of_bug, epilog, exit_code_of, usage_problem
-from cellcache.cli.render import broken_pipe
+from cellcache.cli.streams import OutputLost, end_without_output, prepare_streams
 from cellcache.errors import CellCacheError
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        prepare_streams()
         code: int | None = app(given, prog_name="cellcache", standalone_mode=False)
         sys.stdout.flush()
     except CellCacheError as error:
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code_of(error)
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        broken_pipe()
+    except OutputLost as lost:
+        return end_without_output(lost)
     except Exception as error:  # noqa: BLE001 - a person gets one line, and how to see the rest
         problem = usage_problem(error)
         if problem is None:

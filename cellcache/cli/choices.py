@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 
+from cellcache.arguments import LONGEST_S
 from cellcache.cli.exits import UsageProblem
+from cellcache.cli.streams import standard_input
 from cellcache.errors import CellNotFound, ConfigError, InvalidUUID
 from cellcache.model import CellMapping, canonical_uuid
 from cellcache.texts import is_blank
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
-_duration = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)").fullmatch
+_duration = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII).fullmatch
 
 
 class AmbiguousCell(UsageProblem):
@@ -42,9 +44,10 @@ def find_cell(cells: Iterable[CellMapping], wanted: str) -> CellMapping:
 def seconds(text: str) -> float:
     """Return a length of time written as 90, 90s, 15m, 1h or 2d."""
     found = _duration(text.strip().lower())
-    if not found or found[2] not in {"", *_UNITS}:
-        raise typer.BadParameter(f"{text!r} is not a length of time; write 90, 90s, 15m, 1h or 2d")
-    return float(found[1]) * _UNITS.get(found[2], 1)
+    length_s = float(found[1]) * _UNITS.get(found[2] or "s", math.inf) if found else math.inf
+    if length_s > LONGEST_S:
+        raise typer.BadParameter(f"{text!r} is not a length of time up to 36525d; write 90, 90s, 15m, 1h or 2d")
+    return length_s
 
 
 def secret_url(option: str, given: str | None, file: str | None, variable: str | None) -> str | None:
@@ -56,7 +59,7 @@ def secret_url(option: str, given: str | None, file: str | None, variable: str |
     if file is None:
         return _from_environment(variable) if given is None and variable else given
     try:
-        text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = standard_input().readline() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option}-file {file}: {error}") from error
     if is_blank(text):

@@ -51,7 +51,7 @@ def downgrade(
 
 
 def _agreed(question: str) -> bool:
-    return sys.stdin.isatty() and typer.confirm(question, err=True)
+    return sys.stdin is not None and sys.stdin.isatty() and typer.confirm(question, err=True)
 
 
 @command(app, "current", "cellcache db current")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 from cellcache.errors import (
     BackendUnsupported,
@@ -27,6 +28,7 @@ class ExitCode(enum.IntEnum):
     DATABASE = 3
     CACHE = 4
     BUG = 70
+    OUTPUT = 74
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -42,6 +44,7 @@ MEANINGS = {
     ExitCode.DATABASE: "a database did not answer, or lacks the tables",
     ExitCode.CACHE: "a cache node is away and was needed (verify, writes that are to be refused), or it is too old",
     ExitCode.BUG: "an error that nobody foresaw: please report it",
+    ExitCode.OUTPUT: "the output could not be written: it is closed, or its disk is full",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
     ExitCode.BROKEN_PIPE: "whoever read the output has gone",
 }
@@ -75,16 +78,32 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def write_to_stderr(text: str) -> None:
+    """Write what a person should read. Where nobody can be told, the exit code must do: it is no reason to fail."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        abandon(sys.stderr)
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what is left to be written go nowhere, lest Python complain about it while it exits."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+
+
 def complain(message: object) -> None:
     """Write to stderr what is wrong: a line each thing, no control characters, no passwords."""
     for line in str(message).splitlines():
-        sys.stderr.write(f"cellcache: {mask_text(printable(line))}\n")
+        write_to_stderr(f"cellcache: {mask_text(printable(line))}\n")
 
 
 def complain_of_bug(error: Exception, *, verbose: bool) -> None:
     """Say in one line what was not foreseen; the traceback only for those who asked for it."""
     if verbose:
-        sys.stderr.write(mask_text("".join(traceback.format_exception(error))))
+        write_to_stderr(mask_text("".join(traceback.format_exception(error))))
     first_line = next(iter(str(error).splitlines()), "")
     complain(
         f"unexpected {type(error).__name__}: {first_line or 'no message'}; please report this, with what --verbose adds"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -18,6 +17,7 @@ from cellcache.cli.completion import complete_cell
 from cellcache.cli.exits import UsageProblem, complain
 from cellcache.cli.render import mapping_fields, print_fields, print_json, print_line, print_table, progress
 from cellcache.cli.rows import read_rows
+from cellcache.cli.streams import standard_input
 from cellcache.directory import CellDirectory
 from cellcache.errors import CellCacheError, MappingExists
 from cellcache.model import CellMapping, InstanceMapping
@@ -91,7 +91,7 @@ def _map_many(session: Session, directory: CellDirectory, source: str) -> None:
 @contextmanager
 def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
     if source == "-":
-        yield sys.stdin.buffer, None
+        yield standard_input().buffer, None
         return
     with ExitStack() as stack:
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 
-from cellcache.cli.exits import printable
+from cellcache.cli.exits import printable, write_to_stderr
 from cellcache.masking import mask_text
 
 
@@ -14,7 +13,7 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
-            sys.stderr.write(mask_text(printable(line)) + "\n")
+            write_to_stderr(mask_text(printable(line)) + "\n")
 
 
 def log_to_stderr(*, verbose: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -16,29 +16,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from cellcache.cli.exits import ExitCode, printable
+from cellcache.cli.exits import printable
 from cellcache.masking import mask_url
 from cellcache.model import CellMapping, InstanceMapping
 
 _WIDE = 250  # where nobody watches, a line is as long as its content
 
 
-def broken_pipe() -> NoReturn:
-    """End quietly: whoever read stdout has gone, and Python must not complain about it while it exits."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    raise SystemExit(ExitCode.BROKEN_PIPE)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        broken_pipe()
-
-
 def terminal() -> Console:
     """Return a console over stdout that prints data as it is: no highlighting, no emoji codes."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
-    return _Console(highlight=False, emoji=False, width=width)
+    return Console(highlight=False, emoji=False, width=width)
 
 
 def progress(*, quiet: bool = False) -> Progress:
@@ -60,12 +48,9 @@ def progress(*, quiet: bool = False) -> Progress:
 
 def print_json(*documents: Any) -> None:
     """Print each document on a line of its own."""
-    try:
-        for document in documents:
-            sys.stdout.write(json.dumps(document, default=_as_json) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        broken_pipe()
+    for document in documents:
+        sys.stdout.write(json.dumps(document, default=_as_json) + "\n")
+    sys.stdout.flush()
 
 
 def _as_json(value: Any) -> str:

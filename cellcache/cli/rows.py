@@ -35,7 +35,7 @@ def read_rows(source: BinaryIO, cells: Iterable[CellMapping]) -> Iterator[NewMap
             if cell not in uuids:
                 uuids[cell] = find_cell(known, cell).uuid
             yield NewMapping(canonical_uuid(uuid), uuids[cell], project)
-    except (CellCacheError, csv.Error, UnicodeDecodeError) as error:
+    except (CellCacheError, OSError, csv.Error, UnicodeDecodeError) as error:
         raise UsageProblem(f"line {reader.line_num or 1}: {error}") from error
     finally:
         text.detach()
