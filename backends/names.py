@@ -36,3 +36,5 @@ def _resolve(host: str, failure: list[OSError]) -> None:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         failure.append(error)
+    except UnicodeError as error:  # two dots in a row, say: nobody can be asked for such a name
+        failure.append(OSError(f"{host} is no host's name: {error}"))

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BindParameter, Engine, Select, bindparam, column, func, select, table
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import NullType
 
-from cellcache.database import translated
+from cellcache.database import DATABASE_ERRORS, translated
 from cellcache.rows import IN_ONE_STATEMENT, batches
 
 _AT_EACH_END = 2000
@@ -95,7 +94,7 @@ class CellInstances:
         try:
             with self._engine.connect() as connection:
                 return list(connection.scalars(query))
-        except (SQLAlchemyError, OSError) as error:
+        except DATABASE_ERRORS as error:
             raise translated(error, self._url, tables="instances") from error
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, Validation
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 
+from cellcache.arguments import LONGEST_S
 from cellcache.codec import MAPPED_SIZE
 from cellcache.config_ownership import strays
 from cellcache.config_problems import Contradiction, Origin, Problem, explain
@@ -39,6 +40,7 @@ from cellcache.config_values import (
     RedisUrl,
     Seconds,
     Servers,
+    Wait,
 )
 from cellcache.errors import ConfigError
 from cellcache.known_backends import MEMCACHED, MEMORY, OURS, PYMEMCACHE, REDIS
@@ -89,8 +91,8 @@ class DatabaseSettings(_Section):
     url: DatabaseUrl = SecretStr("sqlite:///cellcache.db")
     url_file: Path | None = None
     pool_size: Count = 10
-    timeout_s: Seconds = 5.0
-    connect_timeout_s: Seconds = 2.0
+    timeout_s: Wait = 5.0
+    connect_timeout_s: Wait = 2.0
 
     @property
     def connection_url(self) -> str:
@@ -117,7 +119,7 @@ class CacheSettings(_Section):
     password_file: Path | None = None
     ttl_s: Seconds = Field(default_factory=lambda data: 60.0 if data.get("backend") == MEMORY else _DAY_S)
     negative_ttl_s: Seconds = 5.0
-    timeout_s: Seconds = 0.05
+    timeout_s: Wait = 0.05
     retry_s: Seconds = 1.0
     lease_ttl_s: Seconds = 5.0
     fence_ttl_s: Seconds = 60.0
@@ -125,7 +127,7 @@ class CacheSettings(_Section):
     on_unreachable: Literal["commit", "refuse"] = "commit"
     durable: Literal["always", "unreachable"] = "always"
     max_entries: Count = 1_000_000
-    local_ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    local_ttl_s: Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)] = 0.0
     signing_key: SecretStr | None = None
     signing_key_file: Path | None = None
     previous_signing_key: SecretStr | None = None

@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 
 from cellcache.masking import MASK, mask_text
 
+_LONGEST_PATH = 4096  # which Linux allows
 Keys = Mapping[str, list[str]]  # of each section
 Origin = Callable[[str, str], str | None]  # section, key -> the file or variable that set it
 
@@ -79,7 +80,7 @@ def _shown(key: str, value: object) -> str:
         return f"'{MASK}'"
     if isinstance(value, str | os.PathLike):
         text = re.sub(r"(?s)^.*@", f"{MASK}@", mask_text(str(value)))
-        return repr(text if len(text) <= 80 or key.endswith("_file") else f"{text[:77]}...")
+        return repr(text if len(text) <= (_LONGEST_PATH if key.endswith("_file") else 80) else f"{text[:77]}...")
     if isinstance(value, list | tuple):
         return f"[{', '.join(_shown(key, item) for item in value)}]"
     return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"

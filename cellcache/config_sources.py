@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from cellcache.config_problems import Contradiction, Keys, Origin, Problem, did_you_mean
-from cellcache.errors import ConfigError
+from cellcache.errors import ConfigError, shown
 from cellcache.texts import is_blank
 
 PREFIX = "CELLCACHE_"
@@ -33,22 +33,27 @@ def file_of(given: str | os.PathLike[str] | None) -> Path | None:
         chosen, what = os.environ.get(FILE_VARIABLE), f"environment variable {FILE_VARIABLE}"
     if isinstance(chosen, str) and is_blank(chosen):
         raise ConfigError(f"{what} is blank: name a file, or leave it out altogether to go without one")
-    return None if chosen is None else Path(chosen)
+    try:
+        return None if chosen is None else Path(chosen)
+    except TypeError:
+        raise ConfigError(f"{what} cannot be {shown(chosen)}: give a path, a Settings, or None") from None
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """Return what a TOML file says; raise ConfigError with its name and, if it is not TOML, the line."""
-    content = b""
     try:
         content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: there is no such name
+        raise ConfigError(f"configuration file {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    try:
         return tomllib.loads(content.decode())
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         reason = f"is not UTF-8 text (at line {line})"
     except ValueError as error:
         reason = f"is not TOML: {error}"
+    except RecursionError:
+        reason = "is not TOML that anybody would write: its lists are nested too deeply"
     raise ConfigError(f"configuration file {path} {reason}")
 
 

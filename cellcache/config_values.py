@@ -14,11 +14,13 @@ from ipaddress import IPv6Address
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Secret, SecretStr
 
+from cellcache.arguments import LONGEST_S
 from cellcache.database_url import ESCAPE, parsed_database_url
 from cellcache.known_backends import OTHERS, OURS
+from cellcache.texts import demand_host
 from cellcache.tls import verifying_url
 
 _MEMCACHED_PORT = 11211
@@ -48,6 +50,7 @@ def _check_redis_url(text: str) -> None:
         raise ValueError(allowed)
     if url.netloc.count("@") > 1 or "@" in url.path + url.query or url.fragment:
         raise ValueError(f"{allowed}; {ESCAPE}")
+    demand_host(url.hostname or "")
     if url.scheme == "unix":
         if url.hostname or not url.path.strip("/"):
             raise ValueError("must name the socket by its full path: unix:///run/redis/redis.sock")
@@ -71,6 +74,7 @@ def _full_server_address(text: str) -> str:
     ipv6, host, port = parts[1], parts[2], int(parts[3] or _MEMCACHED_PORT)
     if not 1 <= port <= 65535:
         raise ValueError(f"{allowed}, the port from 1 to 65535")
+    demand_host(host or "")
     try:
         return f"{host.lower()}:{port}" if host else f"[{IPv6Address(ipv6)}]:{port}"
     except ValueError:
@@ -108,7 +112,7 @@ def _as_list(value: object) -> object:
         return value
     try:
         parsed = json.loads(value)
-    except ValueError:  # "[::1]:11211,[::2]:11211" begins like JSON and is none
+    except (ValueError, RecursionError):  # "[::1]:11211,[::2]:11211" begins like JSON and is none
         parsed = None
     return parsed if isinstance(parsed, list) else [item for item in map(str.strip, value.split(",")) if item]
 
@@ -116,7 +120,7 @@ def _as_list(value: object) -> object:
 def _as_table(value: object) -> object:
     try:
         table = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict | Secret):
         raise ValueError("must be a table of arguments, [cache.arguments]; in the environment, JSON")  # noqa: TRY004
@@ -131,8 +135,10 @@ def _checked_by(check: Callable[[str], None]) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Seconds = Annotated[float, BeforeValidator(_not_a_flag), Gt(0), AllowInfNan(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_not_a_flag), Ge(1)]
+Seconds = Annotated[float, BeforeValidator(_not_a_flag), Gt(0), Le(LONGEST_S), AllowInfNan(allow_inf_nan=False)]
+Wait = Annotated[Seconds, Le(86_400)]
+"""How long something is waited for: a socket takes 24 days at most."""
+Count = Annotated[int, BeforeValidator(_not_a_flag), Ge(1), Le(2**31 - 1)]
 DatabaseUrl = Annotated[SecretStr, _checked_by(_check_database_url)]
 RedisUrl = Annotated[SecretStr, _checked_by(_check_redis_url)]
 Backend = Annotated[str, AfterValidator(_check_backend)]

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from cellcache.database_url import demand_driver, parsed_database_url
-from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
+from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url, sounds_secret
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
@@ -35,6 +36,18 @@ logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGER}").addFilter(lambda record
 
 _MYSQL_NO_TABLE_OR_COLUMN = (1146, 1054)
 _POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
+
+
+DATABASE_ERRORS = (SQLAlchemyError, OSError, UnicodeError)
+"""What comes out of a statement: the last where a text does not go through the encoding of the connection."""
+
+WRONG_OPTIONS = (AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What a driver raises before it connects, beside errors of its own: for an option of the URL that it does not know, or
+a value of one, a file that cannot be read, cryptography that it lacks."""
+
+_MYSQL_CANNOT_HOLD = (1366, 1406, 1267, 3988)
+_POSTGRESQL_CANNOT_HOLD = ("22P05", "22001")
+_POSTGRESQL_NOT_UTF8 = "22021"  # of what it reads: what we write is UTF-8
 
 
 def demand_usable_url(url: str) -> str:
@@ -90,10 +103,10 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         if isinstance(error, InvalidValue):
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
-    if backend != "postgresql":  # whose driver has an error of its own for that
+    if backend != "postgresql":  # whose driver has errors of its own for that
         _name_wrong_options(engine, url)
     if backend in {"mysql", "mariadb"}:
-        _limit_mysql_statements(engine, timeout_s)
+        _limit_mysql_statements(engine, timeout_s, strict=use != "cell")
     elif backend == "postgresql":
         _limit_postgresql_waits(engine, timeout_s + 1)
         if use != "cell":
@@ -127,6 +140,7 @@ def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[st
             "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds and no fewer than two
             "tcp_user_timeout": milliseconds + 1000,
             "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+            "client_encoding": "UTF8",  # else the database's own: texts come as bytes where that is SQL_ASCII
         }
     return {"timeout": timeout_s}
 
@@ -136,12 +150,21 @@ def _name_wrong_options(engine: Engine, url: str) -> None:
     def connect(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         try:
             return dialect.connect(*arguments, **options)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            # An option of the URL that the driver does not know, or a value of one; cryptography that it lacks.
-            raise ConfigError(f"database {mask_url(url)} cannot be used: {_first_line(error)}") from error
+        except WRONG_OPTIONS as error:
+            said = wrong_option(engine.url, error)
+            raise ConfigError(f"database {mask_url(url)} cannot be used: {said}") from error
 
 
-def _limit_mysql_statements(engine: Engine, timeout_s: float) -> None:
+def wrong_option(url: URL, error: Exception) -> str:
+    """Return what one of WRONG_OPTIONS says, and the file that it does not name."""
+    files = [(name, str(url.query[name])) for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in url.query]
+    unreadable = [f"{name} = {file} cannot be read" for name, file in files if not os.access(file, os.R_OK)]
+    return "; ".join([_first_line(error), *unreadable])
+
+
+def _limit_mysql_statements(engine: Engine, timeout_s: float, *, strict: bool) -> None:
+    """Set the session up; if `strict`, what does not fit a column is refused, not stored with `?` for its letters."""
+
     @event.listens_for(engine, "connect")
     def limit(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
@@ -151,7 +174,8 @@ def _limit_mysql_statements(engine: Engine, timeout_s: float) -> None:
             cursor.execute("SET SESSION max_statement_time = %s", (timeout_s,))
         else:
             cursor.execute("SET SESSION max_execution_time = %s", (int(timeout_s * 1000),))
-        cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (max(1, round(timeout_s)),))
+        strictly = ", sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')" if strict else ""
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = %s{strictly}", (max(1, round(timeout_s)),))
         cursor.close()
 
 
@@ -194,15 +218,17 @@ def _prepare_sqlite(engine: Engine, use: Use) -> None:
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Turn what SQLAlchemy and the drivers raise into SchemaError and DatabaseUnavailable."""
+    """Turn what SQLAlchemy and the drivers raise into errors of ours."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise translated(error, url) from error
 
 
-def translated(error: Exception, url: str, *, tables: str = "") -> SchemaError | DatabaseUnavailable:
-    """Return our error for one of SQLAlchemy's; its text is one line and holds no password.
+def translated(error: Exception, url: str, *, tables: str = "") -> CellCacheError:
+    """Return our error for one of DATABASE_ERRORS or a driver's: SchemaError, InvalidValue, else DatabaseUnavailable.
+
+    Its text is one line and holds no password.
 
     `tables` names the tables that the statement needed, if they are not those of `cellcache db upgrade`.
     """
@@ -215,6 +241,10 @@ def translated(error: Exception, url: str, *, tables: str = "") -> SchemaError |
     if _lacks_table(cause):
         remedy = f"is it a cell's database, with its table {tables}?" if tables else "run `cellcache db upgrade`"
         return SchemaError(f"database {mask_url(url)} lacks a table or column ({text}); {remedy}")
+    if isinstance(cause, UnicodeDecodeError) or getattr(cause, "sqlstate", None) == _POSTGRESQL_NOT_UTF8:
+        return SchemaError(f"database {mask_url(url)} holds a text in another encoding than its connection's: {text}")
+    if _cannot_hold(cause):
+        return InvalidValue(f"database {mask_url(url)} cannot hold this text, nor find it: {text}")
     return DatabaseUnavailable(f"database {mask_url(url)} did not do as asked: {text}")
 
 
@@ -231,6 +261,15 @@ def _first_line(error: BaseException) -> str:
     numbered = len(error.args) == 2 and isinstance(error.args[0], int)  # PyMySQL: number and text, which may be empty
     said = str(error.args[1] if numbered else error).strip() or type(error).__name__
     return said.splitlines()[0] + (f" ({error.args[0]})" if numbered else "")
+
+
+def _cannot_hold(cause: BaseException) -> bool:
+    """Return whether it is the text's fault: the encoding of the connection or of the database lacks its letters."""
+    return (
+        isinstance(cause, UnicodeEncodeError)
+        or (bool(cause.args) and cause.args[0] in _MYSQL_CANNOT_HOLD)
+        or getattr(cause, "sqlstate", None) in _POSTGRESQL_CANNOT_HOLD
+    )
 
 
 def _lacks_table(cause: BaseException) -> bool:

@@ -11,6 +11,8 @@ import re
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from cellcache.texts import demand_host
+
 DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite")
 """Each driver has options of its own for time limits; these are the ones that we know."""
 
@@ -37,6 +39,9 @@ def parsed_database_url(text: str) -> URL:
         raise ValueError(f"names no driver: begin it with {_BARE[url.drivername]}://")
     if url.drivername not in DRIVERS:
         raise ValueError("must begin with " + ", ".join(f"{driver}://" for driver in DRIVERS))
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise ValueError("must have a port from 1 to 65535, or none")
+    demand_host(url.host or "")
     return url
 
 

@@ -23,14 +23,22 @@ from uuid import UUID, uuid4
 
 from dogpile.cache import CacheRegion
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
+from cellcache.arguments import (
+    LARGEST_ID,
+    LARGEST_PAGE,
+    LONGEST_S,
+    demand_many,
+    demand_number,
+    demand_switch,
+    demand_whole,
+)
 from cellcache.audit import Audit, VerifyReport
 from cellcache.cells import Cells
 from cellcache.config import Settings
-from cellcache.database import demand_usable_url, translated
+from cellcache.database import DATABASE_ERRORS, demand_usable_url, translated
 from cellcache.database_identity import database_identity
-from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists
+from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists, shown
 from cellcache.explain import Explanation, explain
 from cellcache.flights import beginning
 from cellcache.invalidations import Delivery, Invalidations
@@ -178,7 +186,7 @@ class CellDirectory:
         Each 1,000 rows are one transaction, all or nothing, inserted in the order of their UUIDs. A repeat of what is
         mapped already is passed over; a contradiction raises MappingExists, and nothing of its 1,000 is written.
         """
-        return sum(self._map_batch(batch) for batch in batches(rows))
+        return sum(self._map_batch(batch) for batch in batches(demand_many("rows", rows)))
 
     def _map_batch(self, rows: Sequence[NewMapping]) -> int:
         wanted: dict[str, tuple[str, str]] = {}
@@ -259,12 +267,14 @@ class CellDirectory:
         that are old enough, or any though none of the database's own instances is mapped to the cell. Raises
         CellNotFound, and DatabaseUnavailable or SchemaError for the cell's database; nothing more is removed then.
         """
+        if progress is not None and not callable(progress):
+            raise InvalidValue(f"progress {shown(progress)} cannot be called")
         return self._purge.prune(
             canonical_uuid(cell_uuid),
-            older_than_s=older_than_s,
-            batch=batch,
-            dry_run=dry_run,
-            allow_many=allow_many,
+            older_than_s=demand_number("older_than_s", older_than_s, least=0, most=LONGEST_S),
+            batch=demand_whole("batch", batch, least=1, most=LARGEST_PAGE),
+            dry_run=demand_switch("dry_run", dry_run),
+            allow_many=None if allow_many is None else demand_whole("allow_many", allow_many, least=0, most=LARGEST_ID),
             progress=progress,
         )
 
@@ -287,11 +297,11 @@ class CellDirectory:
 
         None restricts nothing. A blank is no way to say so: it raises InvalidValue, or InvalidUUID.
         """
-        if not 1 <= limit <= 100_000:
-            raise InvalidValue(f"limit {limit} is not between 1 and 100,000")
         project = None if project_id is None else demand_text("project_id", project_id, longest=LONGEST_NAME)
         cell = None if cell_uuid is None else canonical_uuid(cell_uuid)
-        return self._store.mappings(project_id=project, cell_uuid=cell, after=after, limit=limit)
+        last = None if after is None else demand_whole("after", after, least=0, most=LARGEST_ID)
+        size = demand_whole("limit", limit, least=1, most=LARGEST_PAGE)
+        return self._store.mappings(project_id=project, cell_uuid=cell, after=last, limit=size)
 
     @contextmanager
     def connect_cell(self, instance_uuid: str | UUID) -> Iterator[Connection]:
@@ -302,7 +312,7 @@ class CellDirectory:
         cell = self.resolve_cell(instance_uuid)
         try:
             connection = self._cells.engine(cell).connect()
-        except (SQLAlchemyError, OSError) as error:
+        except DATABASE_ERRORS as error:
             raise translated(error, cell.database_connection) from error
         with connection:
             yield connection
@@ -348,7 +358,7 @@ class CellDirectory:
             "name": None if name is None else demand_text("name", name, longest=LONGEST_NAME),
             "database_connection": None if database_connection is None else demand_usable_url(database_connection),
             "transport_url": None if transport_url is None else demand_transport_url(transport_url),
-            "disabled": disabled,
+            "disabled": None if disabled is None else demand_switch("disabled", disabled),
         }
         cell_uuid = canonical_uuid(uuid)
         with self._store.change_cells() as transaction:
@@ -402,7 +412,11 @@ class CellDirectory:
         again for a few times `cache.retry_s`, and then counted as unreachable. Raises DatabaseUnavailable.
         """
         audit = Audit(self._store, self._backend, retry_s=self.settings.cache.retry_s)
-        return audit.run(sample=sample, rate_per_s=rate_per_s, repair=repair)
+        return audit.run(
+            sample=None if sample is None else demand_whole("sample", sample, least=1, most=LARGEST_ID),
+            rate_per_s=None if rate_per_s is None else demand_number("rate_per_s", rate_per_s, least=0.001, most=1e9),
+            repair=demand_switch("repair", repair),
+        )
 
     def deliver_invalidations(self) -> Delivery:
         """Deliver now what is due, as the background thread does every few seconds. Raises DatabaseUnavailable."""
@@ -410,7 +424,7 @@ class CellDirectory:
 
     def list_invalidations(self, limit: int = 100) -> list[Invalidation]:
         """Return the oldest invalidations, also those that their writer will most likely remove within seconds."""
-        return self._store.invalidations(limit=limit)
+        return self._store.invalidations(limit=demand_whole("limit", limit, least=1, most=LARGEST_PAGE))
 
     def waiting_invalidations(self) -> Waiting:
         """Return how many invalidations are due and not delivered, and how old the oldest is. One SQL statement."""
@@ -460,7 +474,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _checked(row: NewMapping) -> tuple[str, str, str]:
-    instance_uuid, cell_uuid, project_id = row
+    try:
+        instance_uuid, cell_uuid, project_id = row
+    except (TypeError, ValueError):
+        raise InvalidValue(f"row {shown(row)} is not an instance, its cell and its project") from None
     project = demand_text("project_id", project_id, longest=LONGEST_NAME)
     return canonical_uuid(instance_uuid), canonical_uuid(cell_uuid), project
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from cellcache.arguments import demand_many
 from cellcache.errors import InvalidUUID
 
 CANONICAL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -40,7 +41,7 @@ def is_canonical(text: str) -> bool:
 
 def canonical_uuids(values: Iterable[object]) -> list[str]:
     """The same for many, each once, in the order of their first appearance."""
-    keys: list[Any] = list(values)
+    keys = list(demand_many("UUIDs", values))
     if not _are_canonical(keys):
         keys = list(map(canonical_uuid, keys))
     return list(dict.fromkeys(keys))

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from cellcache.cell_instances import CellInstances
 from cellcache.cells import Cells
-from cellcache.errors import CellNotFound, InvalidValue, PruneRefused
+from cellcache.errors import CellNotFound, PruneRefused
 from cellcache.model import InstanceMapping
 from cellcache.purge_verdict import Evidence, judge
 from cellcache.rows import batches
@@ -76,10 +76,6 @@ class Purge:
         allow_many: int | None,
         progress: Progress | None,
     ) -> PruneReport:
-        if batch < 1 or older_than_s < 0:
-            raise InvalidValue(f"batch {batch} must be at least 1 and older_than_s {older_than_s:g} not negative")
-        if allow_many is not None and allow_many < 0:
-            raise InvalidValue(f"allow_many {allow_many} must not be negative")
         self._cells.refresh()  # another process may have put the cell's URL right
         cell = self._cells.get(cell_uuid)
         instances = CellInstances(self._cells.engine(cell), cell.database_connection)

@@ -24,14 +24,17 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from cellcache import migration_lock
+from cellcache.arguments import demand_number, demand_switch
+from cellcache.database import WRONG_OPTIONS, wrong_option
 from cellcache.differences import OPTIONS, find_differences
-from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
+from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError, shown
 from cellcache.masking import mask_url
 from cellcache.texts import LONGEST_NAME, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside, joined_options
 
 _ANSWER_S = 10
+_LONGEST_LOCK_TIMEOUT_S = 86_400  # PostgreSQL and SQLite count milliseconds in 31 bits
 _HINT = "; `cellcache db history` shows those there are"
 _BACKENDS = ("mysql", "mariadb", "postgresql", "sqlite")
 _ONE_THREAD = threading.Lock()  # Alembic keeps what it works on in globals
@@ -107,7 +110,7 @@ def downgrade(
 
     The rest is as in `upgrade`; with `sql` the revision must be "from:to", as the database is not asked.
     """
-    if sql and ":" not in revision:
+    if demand_switch("sql", sql) and ":" not in demand_text("revision", revision, longest=LONGEST_NAME):
         raise SchemaError(f"to go down as SQL, give FROM:TO, such as {head()}:{revision}; the database is not asked")
     _run(command.downgrade, _parsed(url), revision, sql=sql, output=output, lock_timeout_s=lock_timeout_s)
 
@@ -118,7 +121,8 @@ def alone(url: str | URL, *, lock_timeout_s: float = migration_lock.LOCK_TIMEOUT
 
     On PostgreSQL and SQLite the block is one transaction. MySQL and MariaDB commit with each statement about a table.
     """
-    with _connected(_parsed(url), slow=True) as connection, migration_lock.alone(connection, lock_timeout_s):
+    limit_s = demand_number("lock_timeout_s", lock_timeout_s, least=0, most=_LONGEST_LOCK_TIMEOUT_S)
+    with _connected(_parsed(url), slow=True) as connection, migration_lock.alone(connection, limit_s):
         yield connection
 
 
@@ -131,7 +135,11 @@ def _run(
     step: Callable[..., None], url: URL, revision: str, *, sql: bool, output: TextIO | None, lock_timeout_s: float
 ) -> None:
     demand_text("revision", revision, longest=LONGEST_NAME)
-    if sql:
+    if output is not None and not callable(getattr(output, "write", None)):
+        raise InvalidValue(f"output {shown(output)} is nothing to write to")
+    if demand_switch("sql", sql):
+        if revision.count(":") > 1:
+            raise SchemaError(f"{revision!r} is neither a revision nor FROM:TO{_HINT}")
         _call(step, revision, {"url": url}, sql=True, output=output)
         return
     _refuse_newer(url)
@@ -184,9 +192,8 @@ def _connected(url: URL, *, slow: bool = False) -> Iterator[Connection]:
     where = _shown(url)
     try:
         connection = create_engine(url, poolclass=NullPool, connect_args=_time_limits(url, slow=slow)).connect()
-    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # No driver; an option that it does not know, or a value of one; cryptography that it lacks.
-        raise ConfigError(f"{where} cannot be used with what is installed: {_one_line(error)}") from error
+    except (ImportError, *WRONG_OPTIONS) as error:
+        raise ConfigError(f"{where} cannot be used with what is installed: {wrong_option(url, error)}") from error
     except DBAPIError as error:
         raise DatabaseUnavailable(f"cannot reach {where}: {_reason(url, error)}") from error
     try:
@@ -226,6 +233,8 @@ def _time_limits(url: URL, *, slow: bool) -> dict[str, Any]:
     limits: dict[str, Any] = {"timeout": _ANSWER_S}
     if url.get_backend_name() != "sqlite":
         limits = {"connect_timeout": _ANSWER_S}
+    if url.get_backend_name() == "postgresql":
+        limits["client_encoding"] = "UTF8"
     if url.get_driver_name() == "pymysql" and not slow:
         limits["read_timeout"] = _ANSWER_S  # also for the greeting of a server that has stopped
     return beside(url, limits)

@@ -16,11 +16,11 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from cellcache.config import DatabaseSettings
 from cellcache.counter import Counter
-from cellcache.database import close_engine, database_errors, open_engine, translated
+from cellcache.database import DATABASE_ERRORS, close_engine, database_errors, open_engine, translated
 from cellcache.database_clock import DatabaseTime
 from cellcache.errors import (
     DatabaseUnavailable,
@@ -176,13 +176,13 @@ class Store:
         except Disconnected as error:
             if time.monotonic() - began > self._timeout_s / 2:  # it died of a time limit: the caller has waited enough
                 raise translated(error.driver_error, self.url) from error
-        except (SQLAlchemyError, self._driver_error, OSError) as error:
+        except (*DATABASE_ERRORS, self._driver_error) as error:
             raise translated(error, self.url) from error
         # A restart of the server leaves every pooled connection dead: find that out for all of them, then ask again.
         self._read(lambda connection: connection.execute(text("SELECT 1")))
         try:
             return work()
-        except (SQLAlchemyError, self._driver_error, OSError) as error:
+        except (*DATABASE_ERRORS, self._driver_error) as error:
             raise translated(error, self.url) from error
         except Disconnected as error:
             raise translated(error.driver_error, self.url) from error
@@ -201,7 +201,7 @@ class Store:
                 waited = time.monotonic() - began > self._timeout_s / 2
                 if last or waited or not error.connection_invalidated:
                     raise translated(error, self.url) from error
-            except (SQLAlchemyError, OSError) as error:
+            except DATABASE_ERRORS as error:
                 raise translated(error, self.url) from error
         raise AssertionError
 

@@ -24,11 +24,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from cellcache.database import translated
+from cellcache.database import DATABASE_ERRORS, translated
 from cellcache.database_clock import DatabaseTime
-from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown
+from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown, InvalidValue, shown
 from cellcache.model import CellMapping, InstanceMapping
 from cellcache.prepared import PreparedInsert
 from cellcache.rows import cell_of, instance_of, select_cells, select_mappings
@@ -96,7 +96,7 @@ def begin(engine: Engine, url: str) -> Iterator[Transaction]:
         if error.connection_invalidated or _is_deadlock(error) or isinstance(error, IntegrityError):
             raise TransactionBroken(str(translated(error, url))) from error
         raise translated(error, url) from error
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise translated(error, url) from error
 
 
@@ -156,16 +156,28 @@ class Transaction:
         other. And past what others have inserted meanwhile: on InnoDB those who wait for a row that is rolled back all
         get a shared lock in its place, and then each waits for the others.
         """
+        ordered = sorted(rows)
         values = [
             {"created_at": created_at, "instance_uuid": row[0], "cell_uuid": row[1], "project_id": row[2]}
-            for row in sorted(rows)
+            for row in ordered
         ]
         dialect = self._connection.dialect.name
         if dialect == "postgresql":  # where many rows at once are only counted if they are returned
             statement = postgresql.insert(instance_mapping).on_conflict_do_nothing().returning(instance_mapping.c.id)
             return len(self._connection.execute(statement, values).all())
         ignoring = insert(instance_mapping).prefix_with("OR IGNORE" if dialect == "sqlite" else "IGNORE")
-        return self._connection.execute(ignoring, values).rowcount
+        created = self._connection.execute(ignoring, values).rowcount
+        if dialect != "sqlite" and created == len(ordered):
+            self._demand_stored({row[0]: row[2] for row in ordered if not row[2].isascii()})
+        return created
+
+    def _demand_stored(self, projects: Mapping[str, str]) -> None:
+        """Raise InvalidValue where MySQL stored `?` for letters that its table lacks: IGNORE passes over that, too."""
+        if not projects:
+            return
+        for instance_uuid, mapping in self.mappings(list(projects)).items():
+            if mapping.project_id != (project := projects[instance_uuid]):
+                raise InvalidValue(f"project_id {shown(project)}: the table instance_mapping cannot hold this text")
 
     def require_cells(self, cell_uuids: Iterable[str]) -> datetime:
         """Keep these cells from being deleted until the commit; raise CellNotFound or CellDisabled.

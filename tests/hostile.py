@@ -1,11 +1,17 @@
-"""What a caller may send in place of a UUID, and what a shell sends where a variable is not set."""
+"""What a caller may send in place of a UUID or of anything else, and what a shell sends where a variable is not set."""
 
 from __future__ import annotations
 
+import math
 import uuid
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 BLANKS = ["", "  ", "\t", "\N{NO-BREAK SPACE}", "\N{ZERO WIDTH SPACE}\ufeff"]
 """Texts in which there is nothing to see."""
@@ -66,3 +72,60 @@ _VALUES: dict[str, Any] = {
 
 HOSTILE = [pytest.param(value, id=name) for name, value in _VALUES.items()]
 HOSTILE_VALUES = list(_VALUES.values())
+
+
+class _Unprintable:
+    """Not even to be shown in an error's text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+UNPRINTABLE: list[Any] = [10**5000, [10**5000], {"a": _Unprintable()}, _Unprintable()]
+"""Python refuses to write the first as a number."""
+
+_TEXTS = [
+    "\N{RIGHT-TO-LEFT OVERRIDE}1lleC", "\udcff", "x" * 100_000, "%s%n", "a,b;c'd\"e", "../..", "head+1", "9" * 30,
+    "nan", "sqlite://", "mysql+pymysql://h..x/d", "mysql+pymysql://h:99999999999/d", "postgresql+psycopg://[",
+]  # fmt: skip
+_NUMBERS = [
+    True, False, 0, -1, 2**31, 2**63, -(2**63) - 1, 0.5, math.nan, math.inf, -math.inf, 1e308, 5e-324, Decimal("NaN"),
+    Decimal(10), Fraction(1, 3), 1j,
+]  # fmt: skip
+_OTHERS = [
+    b"",
+    b"\xff",
+    datetime.min.replace(tzinfo=UTC),
+    date.max,
+    Path("a\0b"),
+    Ellipsis,
+    NotImplemented,
+    print,
+    iter(()),
+]
+
+_LEAVES: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from([*BLANKS, *_TEXTS, *_NUMBERS, *_OTHERS, *HOSTILE_VALUES]),
+    st.text(max_size=30),
+    st.integers(),
+    st.floats(),
+    st.binary(max_size=20),
+)
+
+ANYTHING = st.recursive(
+    _LEAVES,
+    lambda some: st.lists(some, max_size=3) | st.tuples(some, some, some) | st.dictionaries(st.text(max_size=5), some),
+    max_leaves=4,
+)
+"""Whatever a caller may send in place of anything."""
+
+_WORDS = [
+    "-", "--", "-1", "0", "1", "9" * 5000, "inf", "1e999", "9999999d", "\x1b[2J", "\r\n", "[bold]", "[/]", "/", ".",
+    "\\", "redis://h..x", "a:b@c:d@e",
+]  # fmt: skip
+
+WORDS = st.one_of(
+    st.sampled_from([*BLANKS, *_TEXTS, *_WORDS, *(value for value in HOSTILE_VALUES if isinstance(value, str))]),
+    st.text(max_size=30),
+).map(lambda text: text.replace("\0", ""))
+"""Whatever a shell may hand to a command: bytes that are no UTF-8 among them, but no NUL."""

@@ -381,7 +381,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_line(path: Path, tmp_path:
         ("cache", "ttl_s", 0, "cache.ttl_s = 0: must be greater than 0"),
         ("cache", "ttl_s", "soon", "cache.ttl_s = 'soon': must be a valid number"),
         ("cache", "ttl_s", True, "cache.ttl_s = True: must be a number"),
-        ("cache", "ttl_s", float("inf"), "cache.ttl_s = inf: must be a finite number"),
+        ("cache", "ttl_s", float("inf"), "cache.ttl_s = inf: must be less than"),
         ("cache", "negative_ttl_s", 0, "cache.negative_ttl_s = 0: must be greater than 0"),
         ("cache", "timeout_s", 0, "cache.timeout_s = 0: must be greater than 0"),
         ("cache", "lease_ttl_s", 60, "cache.lease_ttl_s = 60.0: must be less than fence_ttl_s (60): a lease is short"),

@@ -469,7 +469,7 @@ def test_listing_by_project_and_by_cell(stored_directory: CellDirectory) -> None
 
 @pytest.mark.parametrize("limit", [0, -1, 100_001])
 def test_limit_of_a_listing_is_bounded(stored_directory: CellDirectory, limit: int) -> None:
-    with pytest.raises(InvalidValue, match=f"limit {limit} is not between 1 and 100,000"):
+    with pytest.raises(InvalidValue, match=f"limit {limit} is not a whole number from 1 to 100,000"):
         stored_directory.list_instances(limit=limit)
 
 

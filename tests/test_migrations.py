@@ -623,6 +623,12 @@ def test_an_unknown_revision_is_refused(database_url: str, revision: str) -> Non
 
 
 @pytest.mark.parametrize("step", [schema.upgrade, schema.downgrade])
+def test_what_is_more_than_from_and_to_is_refused(step: Any) -> None:
+    with pytest.raises(SchemaError, match="'base:head:head' is neither a revision nor FROM:TO"):
+        step("sqlite:///mappings.db", "base:head:head", sql=True)
+
+
+@pytest.mark.parametrize("step", [schema.upgrade, schema.downgrade])
 def test_a_blank_revision_is_refused(database_url: str, step: Any) -> None:
     with pytest.raises(InvalidValue, match="revision"):
         step(database_url, "")

@@ -155,7 +155,7 @@ def test_interrupted_run_is_run_again(cell: Cell, directory: CellDirectory) -> N
 
 @pytest.mark.parametrize("limits", [{"batch": 0}, {"batch": -5}, {"older_than_s": -1.0}, {"allow_many": -1}])
 def test_limits_that_make_no_sense_are_refused(cell: Cell, directory: CellDirectory, limits: dict[str, Any]) -> None:
-    with pytest.raises(InvalidValue, match=r"must be at least 1 and older_than_s .* not negative|must not be negative"):
+    with pytest.raises(InvalidValue, match=r"is not a (whole )?number from"):
         directory.prune_purged(cell.uuid, **limits)
 
 

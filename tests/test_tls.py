@@ -468,6 +468,23 @@ def test_verifying_without_an_authority_is_refused(option: str, database_file: s
         assert directory.list_cells() == []
 
 
+@pytest.mark.parametrize("option", ["ssl_ca", "ssl_cert"])
+def test_a_file_of_a_database_url_that_is_not_there_is_named(option: str, database_file: str) -> None:
+    url = f"mysql+pymysql://nova:nova@127.0.0.1:1/nova?{option}=/no/such.pem"
+    named = f"No such file.*; {option} = /no/such.pem cannot be read"
+    with pytest.raises(ConfigError, match=named):
+        schema.current(url)
+    with CellDirectory.open(Settings(database={"url": url})) as directory, pytest.raises(ConfigError, match=named):
+        directory.list_cells()
+    with CellDirectory.open(Settings(database={"url": database_file})) as directory:
+        instance, cell = str(uuid4()), directory.create_cell("cell", url, "none:///")
+        directory.map_instance(instance, cell.uuid, "p")
+        with pytest.raises(ConfigError, match=named), directory.connect_cell(instance):
+            raise AssertionError
+        (told,) = [found for found in examine(directory.settings) if found.level is Level.PROBLEM]
+        assert re.search(named, told.says)
+
+
 @pytest.mark.parametrize("kind", ["mariadb"])
 @pytest.mark.parametrize("database", [pytest.param(MariaDB, marks=pytest.mark.needs("mariadb"))], indirect=True)
 def test_refusing_to_verify_the_host_still_verifies_the_authority(
