@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from cellcache.cell_url import parsed_cell_url
 from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.masking import mask_url, sounds_secret
@@ -27,7 +28,7 @@ from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside
 
-Use = Literal["read", "write", "cell"]
+Use = Literal["read", "write", "as it is", "cell"]
 
 _KEY_FILES = {"ssl_key", "sslkey"}  # which belong together with other options of the URL
 _LOGGER = "cellcache"
@@ -51,10 +52,10 @@ _POSTGRESQL_NOT_UTF8 = "22021"  # of what it reads: what we write is UTF-8
 
 
 def demand_usable_url(url: str) -> str:
-    """Return a database URL that is for one of our drivers, which is installed, or raise InvalidValue."""
+    """Return a cell's database URL that is for one of our drivers, which is installed, or raise InvalidValue."""
     demand_text("database_connection", url, longest=LONGEST_URL, secret=True)
     try:
-        parsed = parsed_database_url(url)
+        parsed = parsed_cell_url(url)
         demand_driver(parsed)
     except ValueError as error:
         raise InvalidValue(f"this database URL cannot be used: it {error}") from None
@@ -65,14 +66,14 @@ def demand_usable_url(url: str) -> str:
 def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s: float, use: Use) -> Engine:
     """Return an engine whose every wait is bounded; nothing is connected yet.
 
-    "read" is autocommit, "write" takes the database's own locks early enough, "cell" is a cell's own database,
-    which we leave as its owner has set it up.
+    "read" is autocommit, "write" takes the database's own locks early enough, "as it is" is what its owner has set up.
+    So is "cell", a cell's own database, whose URL is from a table and not from the configuration: see cell_url.py.
 
     At most `pool_size` connections are open; whoever finds them all busy waits for up to `timeout_s`. A URL that cannot
     be used raises ConfigError.
     """
     try:
-        parsed = parsed_database_url(url)
+        parsed = parsed_cell_url(url) if use == "cell" else parsed_database_url(url)
         demand_driver(parsed)
     except ValueError as error:
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: it {error}") from None
@@ -82,7 +83,8 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     elif use == "write" and backend != "sqlite":  # SQLite's writers take turns anyway
         options["isolation_level"] = "READ COMMITTED"
-    if use != "cell":
+    ours = use in {"read", "write"}
+    if ours:
         # We end every transaction that we begin, so the pool need not spend a round trip on a ROLLBACK of its own.
         options["pool_reset_on_return"] = None
     # SQLAlchemy shows the URL of an engine without its password, and with all its options.
@@ -109,9 +111,9 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         _limit_mysql_statements(engine, timeout_s, strict=use != "cell")
     elif backend == "postgresql":
         _limit_postgresql_waits(engine, timeout_s + 1)
-        if use != "cell":
+        if ours:
             _read_any_postgresql_time(engine)
-    elif backend == "sqlite" and use != "cell":
+    elif backend == "sqlite" and ours:
         _prepare_sqlite(engine, use)
     return engine
 
@@ -133,6 +135,7 @@ def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[st
             "connect_timeout": connect_timeout_s,
             "read_timeout": timeout_s + 1,
             "write_timeout": timeout_s + 1,
+            "local_infile": False,  # else a server may ask for any file of this host
         }
     if backend == "postgresql":
         milliseconds = int(timeout_s * 1000)

@@ -42,6 +42,10 @@ def parsed_database_url(text: str) -> URL:
     if url.port is not None and not 1 <= url.port <= 65535:
         raise ValueError("must have a port from 1 to 65535, or none")
     demand_host(url.host or "")
+    if "local_infile" in url.query:
+        raise ValueError(
+            "has the option local_infile, with which a server may ask for any file of this host: leave it out"
+        )
     return url
 
 

@@ -21,7 +21,7 @@ _NAMES = {
 }
 
 
-def open_patiently(url: URL, *, use: Use = "cell") -> Engine:
+def open_patiently(url: URL, *, use: Use = "as it is") -> Engine:
     """Return an engine of one connection for what may take its time, such as creating a database."""
     clear = url.render_as_string(hide_password=False)
     return open_engine(clear, pool_size=1, timeout_s=60.0, connect_timeout_s=10.0, use=use)

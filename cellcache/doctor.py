@@ -15,7 +15,7 @@ from sqlalchemy import Connection, inspect, select, text
 
 from cellcache import schema
 from cellcache.config import DatabaseSettings, Settings
-from cellcache.database import database_errors, open_engine
+from cellcache.database import Use, database_errors, open_engine
 from cellcache.database_clock import DatabaseTime
 from cellcache.directory import CellDirectory
 from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
@@ -81,7 +81,7 @@ def _database(settings: DatabaseSettings) -> Finding:
     url = settings.url.get_secret_value()
     name = mask_url(url)
     try:
-        version, round_trip_s, _ = _ask(url, settings, table=instance_mapping.name)
+        version, round_trip_s, _ = _ask(url, settings, use="as it is", table=instance_mapping.name)
     except CellCacheError as error:
         return Finding(
             what="database",
@@ -94,10 +94,10 @@ def _database(settings: DatabaseSettings) -> Finding:
     return Finding(what="database", name=name, version=version, round_trip_s=round_trip_s)
 
 
-def _ask(url: str, limits: DatabaseSettings, *, table: str) -> tuple[str | None, float, bool]:
+def _ask(url: str, limits: DatabaseSettings, *, use: Use, table: str) -> tuple[str | None, float, bool]:
     """Return the server's version, the round trip to it, and whether there is such a table."""
     engine = open_engine(
-        url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use="cell"
+        url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use=use
     )
     try:
         file = (engine.url.database or "").removeprefix("file:" if "uri" in engine.url.query else "")
@@ -127,7 +127,7 @@ def _clock(settings: DatabaseSettings) -> Finding:
     """
     what, name, url = "clock", "this host's", settings.url.get_secret_value()
     engine = open_engine(
-        url, pool_size=1, timeout_s=settings.timeout_s, connect_timeout_s=settings.connect_timeout_s, use="cell"
+        url, pool_size=1, timeout_s=settings.timeout_s, connect_timeout_s=settings.connect_timeout_s, use="as it is"
     )
     try:
         with database_errors(url), engine.connect() as connection:
@@ -256,7 +256,9 @@ def _cell(settings: Settings, cell: CellMapping) -> Finding:
     name = cell.name or cell.uuid
     says = f"{mask_url(cell.database_connection)}{' (disabled)' if cell.disabled else ''}"
     try:
-        version, round_trip_s, has_instances = _ask(cell.database_connection, settings.database, table="instances")
+        version, round_trip_s, has_instances = _ask(
+            cell.database_connection, settings.database, use="cell", table="instances"
+        )
     except CellCacheError as error:
         return Finding(
             what="cell",

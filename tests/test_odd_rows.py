@@ -318,6 +318,8 @@ UNUSABLE = [
     "postgresql+asyncpg://nova:hush@db/nova",
     "mysql+pymysql://nova:hush@db:port/nova",
     "{scheme}://{username}:{password}@{hostname}:{port}/nova?{query}",
+    "mysql+pymysql://nova:hush@db/nova?local_infile=1",
+    "postgresql+psycopg://nova:hush@db/nova?service=theirs",
 ]
 
 

@@ -16,7 +16,7 @@ from cellcache import CellDirectory, Settings, schema
 from cellcache.database import Use, open_engine
 from tests.servers import MariaDB, PostgreSQL
 
-USES: list[Use] = ["read", "write", "cell"]
+USES: list[Use] = ["read", "write", "as it is", "cell"]
 PATH = "?options=-csearch_path%3Dcells"
 SPELLINGS = {
     "once": PATH,
