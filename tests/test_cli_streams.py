@@ -66,6 +66,8 @@ def told(
         code = main(["--config", str(deployment.config), *shlex.split(line)])
         if streams.get("stderr", sys.stderr) is None:
             sys.stderr.close()  # it was put in place of the one that is closed
+        if sys.stdout is not None and sys.stdout is not streams.get("stdout", sys.stdout):
+            sys.stdout.close()  # else what is left in it goes, some time later, to the next file of that number
     return code, deployment.capture.readouterr().err
 
 
