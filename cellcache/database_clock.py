@@ -1,13 +1,14 @@
 """The database's clock, by which times that more than one host reads are made and compared.
 
 The clocks of hosts differ, by hours where time synchronisation failed. So the database makes such a time within the
-statement that stores it, and compares it itself or with another of its own.
+statement that stores it, and compares it itself or with another of its own. Where a process must compare without
+asking, it goes by what the database said last and by its own monotonic clock.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import BindParameter, literal_column
 from sqlalchemy.ext.compiler import compiles
@@ -25,6 +26,21 @@ class DatabaseTime(FunctionElement[datetime]):
 
     def __init__(self, after_s: int | BindParameter[int] = 0) -> None:
         super().__init__(literal_column(str(after_s)) if isinstance(after_s, int) else after_s)
+
+
+class KnownTime(NamedTuple):
+    """What to add to the monotonic clock of this host to have the database's, in seconds since 1970.
+
+    Its time is told in whole seconds, at some moment between the question and the answer: so there are two limits.
+    """
+
+    earliest_s: float
+    latest_s: float
+
+    @classmethod
+    def between(cls, told: datetime, asked_at: float, answered_at: float) -> Self:
+        second = told.timestamp()
+        return cls(second - answered_at, second + 1 - asked_at)
 
 
 @compiles(DatabaseTime, "mysql", "mariadb")

@@ -15,7 +15,7 @@ from cellcache.demo_databases import make_file, remove_unused_file, those_there
 from cellcache.differences import OPTIONS
 from cellcache.errors import CellCacheError, ConfigError
 from cellcache.masking import mask_url
-from cellcache.tables import metadata
+from cellcache.tables import cache_agreement, metadata
 
 _LOCK_TIMEOUT_S = 10.0
 _NAMES: list[str] = [*metadata.tables, OPTIONS["version_table"]]
@@ -94,7 +94,9 @@ def _drop_unused(connection: Connection) -> str | None:
     filled = [
         name
         for name, table in metadata.tables.items()
-        if name in there and connection.scalar(select(exists().select_from(table)))
+        if name in there
+        and table is not cache_agreement  # which whoever opens a directory writes to, and which serves the others alone
+        and connection.scalar(select(exists().select_from(table)))
     ]
     if filled:
         return f"rows that others wrote, or that are not delivered yet, are in {_listed(filled)}"

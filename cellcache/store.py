@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
+from cellcache.agreement import Agreement, read_agreement
 from cellcache.config import DatabaseSettings
 from cellcache.counter import Counter
 from cellcache.database import DATABASE_ERRORS, close_engine, database_errors, open_engine, translated
@@ -91,6 +92,10 @@ class Store:
         """Return the database's time, in whole seconds."""
         time_: datetime = self._read(lambda connection: connection.execute(select(DatabaseTime())).scalar_one())
         return time_
+
+    def agreement(self) -> Agreement:
+        """Return what the deployment has agreed on; write its identity where there is none yet."""
+        return self._read(read_agreement)
 
     def cell_of(self, instance_uuid: str) -> str | None:
         """Return the UUID of the instance's cell, or None where it is not mapped."""

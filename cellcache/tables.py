@@ -101,3 +101,12 @@ cache_invalidation = Table(
     Index("ix_cache_invalidation_deliver_after", "deliver_after"),
     **_OPTIONS,
 )
+
+cache_agreement = Table(
+    "cache_agreement",
+    metadata,
+    _Column("name", String(64), primary_key=True),
+    _medium_text("value"),
+    _timestamp("since", nullable=False),
+    **{option: value for option, value in _OPTIONS.items() if option != "sqlite_autoincrement"},
+)

@@ -41,7 +41,7 @@ def refusals(settings: DatabaseSettings) -> list[str]:
 
 def _statements(table: Table) -> Iterator[tuple[str, UpdateBase]]:
     """Yield one statement for each right that our writes need, as they use it: an `id` comes from the database."""
-    columns = [column for column in table.columns if not column.primary_key]
+    columns = [column for column in table.columns if column is not table.autoincrement_column]
     yield "INSERT INTO", insert(table).from_select(columns, select(*columns).where(false()))
     yield "UPDATE", update(table).where(false()).values({column.name: column for column in columns})
     yield "DELETE FROM", delete(table).where(false())
@@ -64,7 +64,8 @@ def _without_sequence(connection: Connection) -> list[str]:
     return [
         table.name
         for table in metadata.sorted_tables
-        if connection.scalar(
+        if table.autoincrement_column is not None
+        and connection.scalar(
             select(func.has_sequence_privilege(func.pg_get_serial_sequence(table.name, "id"), "USAGE"))
         )
         is False

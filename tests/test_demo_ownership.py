@@ -18,10 +18,11 @@ from sqlalchemy.exc import DBAPIError
 
 from cellcache import CellDirectory, Settings, demo_cells, demo_tables, schema
 from cellcache.cli import demo as cli_demo
+from cellcache.database_clock import DatabaseTime
 from cellcache.demo import Demonstration
 from cellcache.demo_tables import DatabaseInUse
 from cellcache.errors import CacheUnavailable, ConfigError, DatabaseUnavailable, SchemaError
-from cellcache.tables import cache_invalidation, cell_mapping, instance_mapping, metadata
+from cellcache.tables import cache_agreement, cache_invalidation, cell_mapping, instance_mapping, metadata
 from tests.command_line import Deployment, make_deployment
 from tests.servers import MariaDB, PostgreSQL
 from tests.traces import OURS, connected, create_database, databases, drop_database, execute, tables
@@ -329,6 +330,16 @@ def test_one_row_of_others_keeps_all_the_tables_and_the_revision(database_url: s
             name: connection.scalar(select(func.count()).select_from(each)) for name, each in metadata.tables.items()
         }
     assert counts == {name: int(name == table) for name in metadata.tables}
+
+
+def test_identity_of_the_deployment_keeps_no_tables(database_url: str) -> None:
+    """The demonstration itself writes it where entries are signed; and of what use is it without mappings?"""
+    story = Demonstration(settings(database_url), size=30)
+    with story, connected(database_url) as connection:
+        connection.execute(insert(cache_agreement).values(name="deployment", value="d", since=DatabaseTime()))
+        connection.commit()
+    assert story.left == []
+    assert tables(database_url) & OURS == set()
 
 
 def test_a_write_that_is_not_committed_yet_is_waited_for(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
