@@ -152,6 +152,13 @@ class LeasingBackend(BytesBackend, abc.ABC):
         misses[key] = _Miss(lease, time.monotonic() + self.lease_ttl_s, repeated=False)
         return NO_VALUE
 
+    def pass_over(self, key: str) -> SerializedReturnType:
+        """Answer a get as if nothing stood there, and let the set that follows store nothing.
+
+        For a value that its reader cannot judge, and will not remove.
+        """
+        return self._remember(key, Absent.FENCED, None)
+
     def set_serialized(self, key: str, value: bytes) -> None:
         self.set_serialized_multi({key: value})
 

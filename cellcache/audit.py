@@ -49,7 +49,10 @@ class VerifyReport:
     checked: int = 0
     """Instances looked at."""
     unreachable: int = 0
-    """Those whose cache node did not answer, asked again and again: nobody knows what it holds for them."""
+    """Those whose cache node did not answer, asked again and again: nobody knows what it holds for them.
+
+    All of them where entries are signed and the deployment's identity cannot be read.
+    """
     cached: int = 0
     """Those for which the cache held an answer, which was compared."""
     wrong: int = 0
@@ -184,7 +187,7 @@ class Audit:
 
 
 def _unreachable(seen: Mapping[str, Seen]) -> set[str]:
-    return {key for key, value in seen.items() if value is Absent.UNREACHABLE}
+    return {key for key, value in seen.items() if value in {Absent.UNREACHABLE, Absent.UNVERIFIABLE}}
 
 
 def _cell(value: bytes) -> str | Undecodable | None:

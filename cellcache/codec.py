@@ -1,5 +1,7 @@
 """What stands in the cache: one version byte and the cell's 16 bytes, or the version byte alone for "not mapped".
 
+A signed entry is longer, and has a version of its own: signing.py.
+
 The version stands in the value and not in the key, so that while a fleet is being upgraded an old process
 still fences and removes what a new one stored. A version that is not ours is a miss.
 

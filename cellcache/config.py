@@ -45,12 +45,14 @@ from cellcache.config_values import (
 from cellcache.errors import ConfigError
 from cellcache.known_backends import MEMCACHED, MEMORY, OURS, PYMEMCACHE, REDIS
 from cellcache.masking import MASK, mask_url
-from cellcache.signing import SIGNATURE_SIZE
+from cellcache.signing import SIGNED_SIZE
 from cellcache.tls import verifying_context, verifying_url
 from cellcache.url_options import joined_options
 
 _DAY_S = 86400.0
 _SHORTEST_SIGNING_KEY = 32
+_FEWEST_DIFFERENT = 8  # of 32 random hexadecimal digits all but one key in ten million has more
+_MAKE_ONE = "`cellcache cache signing-key` makes one"
 
 
 class _Section(BaseModel):
@@ -149,7 +151,7 @@ class CacheSettings(_Section):
         arguments |= {"password": clear(self.password) or None, "tls_context": self._tls_context()}
         if self.backend == MEMCACHED:
             arguments["servers"] = list(self.servers)
-            arguments["value_size"] = MAPPED_SIZE + (SIGNATURE_SIZE if self.signing_keys else 0)
+            arguments["value_size"] = SIGNED_SIZE if self.signing_keys else MAPPED_SIZE
         else:
             arguments["url"] = clear(self.url)
         return arguments
@@ -162,11 +164,11 @@ class CacheSettings(_Section):
     def _contradictions(self) -> Iterator[tuple[str, str]]:
         yield from strays(self.backend, {key: getattr(self, key) for key in self.model_fields_set})
         for key in ("signing_key", "previous_signing_key"):
-            if getattr(self, key) is not None and len(clear(getattr(self, key))) < _SHORTEST_SIGNING_KEY:
-                yield (
-                    key,
-                    f"must be {_SHORTEST_SIGNING_KEY} random characters or more, as of `openssl rand -hex 32`",
-                )
+            secret = getattr(self, key)
+            if secret is not None and (size := len(clear(secret).encode())) < _SHORTEST_SIGNING_KEY:
+                yield key, f"must have {_SHORTEST_SIGNING_KEY} random bytes or more, not {size}: {_MAKE_ONE}"
+            elif secret is not None and (kinds := len(set(clear(secret)))) < _FEWEST_DIFFERENT:
+                yield key, f"must be random, and has only {kinds} different characters: {_MAKE_ONE}"
         if self.previous_signing_key is not None and self.signing_key is None:
             yield "previous_signing_key", "needs signing_key, the key to sign with from now on"
         if self.backend == PYMEMCACHE and "serde" in self.arguments.get_secret_value():

@@ -49,6 +49,7 @@ from cellcache.purge import Progress, PruneReport, Purge
 from cellcache.read_through import ReadThrough
 from cellcache.region import demand_support, open_region
 from cellcache.rows import batches
+from cellcache.signing import Signing
 from cellcache.statistics import Counters, Statistics
 from cellcache.store import Invalidation, Store, Waiting
 from cellcache.texts import LONGEST_NAME, demand_text, demand_transport_url
@@ -70,15 +71,19 @@ class CellDirectory:
         self._store = Store(settings.database)
         self.region: CacheRegion
         """The dogpile.cache region: keys are instance UUIDs, values the UUIDs of their cells, None if not mapped."""
+        keys, prefix = settings.cache.signing_keys, settings.cache.key_prefix
+        self._signing = Signing(keys, prefix, self._store.agreement) if keys else None
         self.region, self._backend = open_region(
-            settings.cache, name=database_identity(settings.database.sqlalchemy_url)
+            settings.cache, name=database_identity(settings.database.sqlalchemy_url), signing=self._signing
         )
         self._lookup = self._backend.lookup
         self._held: Callable[[object], Held | None] = self._backend.held.get
         self._cells = Cells(self._store, settings.cells, settings.database)
         self._cell_of_value: Mapping[object, CellMapping] = self._cells.by_value
         self._invalidations = Invalidations(self._store, self._backend, settings.cache.durable)
-        self._maintenance = Maintenance(self._invalidations, self._cells, refresh_s=settings.cells.refresh_s)
+        self._maintenance = Maintenance(
+            self._invalidations, self._cells, self._signing, refresh_s=settings.cells.refresh_s
+        )
         self._begin_counting()
 
     @classmethod
@@ -87,7 +92,7 @@ class CellDirectory:
 
         Raises ConfigError, and BackendUnsupported for a cache server that cannot keep the promise. A server that is
         down is no reason not to open: its lookups go to SQL until it is back. Blocks for at most the cache's time
-        limit per node.
+        limit per node, and where entries are signed the database's as well.
         """
         directory = cls(source if isinstance(source, Settings) else Settings.load(source))
         try:
@@ -95,6 +100,8 @@ class CellDirectory:
         except BaseException:
             directory.close()
             raise
+        if directory._signing is not None:
+            directory._signing.obtain()
         log.info("cache backend %s: %s", directory.settings.cache.backend, directory._backend.promise)
         directory._maintenance.start()
         _open_directories.add(directory)
@@ -437,6 +444,13 @@ class CellDirectory:
     def check_cache(self) -> list[NodeStatus]:
         """Reach every cache node, past any circuit breaker. Blocks for at most the time limit per node."""
         return self._backend.check()
+
+    def deployment(self) -> str:
+        """Return the identity that signed entries of this deployment are for; it is written where there is none yet.
+
+        Raises DatabaseUnavailable, SchemaError.
+        """
+        return self._store.agreement().deployment
 
     @property
     def promise(self) -> str:

@@ -1,6 +1,6 @@
 """The examination: reach every server that the configuration names, and say what to do about what is wrong.
 
-It changes nothing. No finding holds a password.
+It changes nothing but what any process does that opens the directory. No finding holds a password.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
         return
     with directory:
         yield _promise(settings, directory)
+        if settings.cache.signing_keys:
+            yield _signing(directory)
         yield from map(_node, directory.check_cache())
         if readable:
             yield _invalidations(directory)
@@ -203,6 +205,21 @@ def _promise(settings: Settings, directory: CellDirectory) -> Finding:
         return Finding(what=what, name=name, says=says)
     advice = "Where an outdated answer does harm, configure cellcache.memcached or cellcache.redis."
     return Finding(what=what, name=name, level=Level.NOTE, says=says, advice=advice)
+
+
+def _signing(directory: CellDirectory) -> Finding:
+    """Say for which deployment entries are signed. If nobody knows, lookups go to SQL, and nothing else shows it."""
+    try:
+        return Finding(what="signing", name="deployment", says=directory.deployment())
+    except CellCacheError as error:
+        return Finding(
+            what="signing",
+            name="deployment",
+            level=Level.PROBLEM,
+            says=f"its identity could not be read: {error}",
+            advice="Run `cellcache db upgrade`, and let the account read and write the table cache_agreement. Until "
+            "then no entry is signed or believed, and lookups go to SQL.",
+        )
 
 
 def _node(node: NodeStatus) -> Finding:

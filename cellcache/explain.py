@@ -65,7 +65,7 @@ def _entry(entry: Entry) -> str:
     try:
         cell_uuid = decode(entry)
     except Undecodable:
-        return "bytes that mean nothing to this release"
+        return "bytes that mean nothing here: another release's, over, or not signed by this deployment"
     return "not mapped" if cell_uuid is None else f"cell {cell_uuid}"
 
 

@@ -1,4 +1,4 @@
-"""The directory's one background thread: delivers invalidations and reads the cell mappings again.
+"""The directory's one background thread: delivers invalidations, and reads cell mappings and agreement again.
 
 No lookup and no write ever waits for it. It ends with `close()`, and a forked child starts its own.
 """
@@ -13,6 +13,7 @@ import time
 from cellcache.cells import Cells
 from cellcache.errors import CellCacheError
 from cellcache.invalidations import Invalidations
+from cellcache.signing import Signing
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,12 @@ _RETRY_S = 1.0  # the same while something of our own waits
 
 
 class Maintenance:
-    def __init__(self, invalidations: Invalidations, cells: Cells, *, refresh_s: float) -> None:
+    def __init__(
+        self, invalidations: Invalidations, cells: Cells, signing: Signing | None, *, refresh_s: float
+    ) -> None:
         self._invalidations = invalidations
         self._cells = cells
+        self._signing = signing
         self._refresh_s = refresh_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,6 +60,8 @@ class Maintenance:
                 if time.monotonic() >= refresh_at:
                     refresh_at = time.monotonic() + min(self._refresh_s, _PASS_S)
                     self._cells.refresh()
+                    if self._signing is not None:
+                        self._signing.refresh()
                     refresh_at = time.monotonic() + self._refresh_s
                 failing = False
             except CellCacheError as error:

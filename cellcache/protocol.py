@@ -21,6 +21,7 @@ class Absent(enum.Enum):
     LEASED = "another reader is fetching the value"
     FENCED = "a writer is changing the value"
     UNREACHABLE = "the cache node did not answer"
+    UNVERIFIABLE = "nobody can verify an entry yet: the deployment's identity could not be read from the database"
 
 
 class Lease(NamedTuple):

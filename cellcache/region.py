@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dogpile.cache import CacheRegion, make_region
-from dogpile.cache.api import NO_VALUE, CacheBackend, CachedValue, CantDeserializeException
+from dogpile.cache.api import NO_VALUE, CachedValue, CantDeserializeException
 from dogpile.cache.proxy import ProxyBackend
 from dogpile.cache.region import RegionInvalidationStrategy, value_version
 
@@ -23,10 +23,10 @@ from cellcache.local import LocalLayer
 from cellcache.model import canonical_uuid
 from cellcache.plain import PlainBackend
 from cellcache.protocol import CoherentBackend
-from cellcache.signing import SignedBackend, Signer
+from cellcache.signing import SignedBackend, Signing
 
 
-def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, CoherentBackend]:
+def open_region(settings: CacheSettings, *, name: str, signing: Signing | None) -> tuple[CacheRegion, CoherentBackend]:
     """Return the region and its backend as the directory uses it; nothing is connected yet.
 
     `name` tells the in-process stores of different databases apart; no other backend is told it. Raises ConfigError for
@@ -57,16 +57,15 @@ def open_region(settings: CacheSettings, *, name: str) -> tuple[CacheRegion, Coh
     if isinstance(backend, CoherentBackend):
         # The compact form replaces dogpile's own, which puts JSON in front of every value.
         region.serializer = region.deserializer = None
-        signer = Signer(settings.signing_keys) if settings.signing_keys else None
-        region.wrap(_CompactValues(signer))
-        return region, _layered(backend, signer, settings)
+        region.wrap(_CompactValues(signing, ttl_s=settings.ttl_s))
+        return region, _layered(backend, signing, settings)
     return region, PlainBackend(region, ttl_s=settings.ttl_s, negative_ttl_s=settings.negative_ttl_s)
 
 
-def _layered(backend: CoherentBackend, signer: Signer | None, settings: CacheSettings) -> CoherentBackend:
+def _layered(backend: CoherentBackend, signing: Signing | None, settings: CacheSettings) -> CoherentBackend:
     """Put the layers that a deployment chose in front of its backend."""
-    if signer is not None:
-        backend = SignedBackend(backend, signer)
+    if signing is not None:
+        backend = SignedBackend(backend, signing)
     if settings.local_ttl_s:
         backend = LocalLayer(backend, ttl_s=settings.local_ttl_s, max_entries=settings.max_entries)
     return backend
@@ -102,10 +101,11 @@ class _NoRegionInvalidation(RegionInvalidationStrategy):
 class _CompactValues(ProxyBackend):
     """Between the region and one of our backends: a version byte and 16 bytes in place of dogpile's JSON."""
 
-    proxied: CacheBackend
+    proxied: Any
 
-    def __init__(self, signer: Signer | None) -> None:
-        self._signer = signer
+    def __init__(self, signing: Signing | None, *, ttl_s: float) -> None:
+        self._signing = signing
+        self._ttl_s = ttl_s
 
     def get(self, key: str) -> Any:
         return self._value(key, self.proxied.get_serialized(key))
@@ -116,20 +116,27 @@ class _CompactValues(ProxyBackend):
         return [self._value(key, value) for key, value in zip(keys, values, strict=True)]
 
     def set(self, key: str, value: Any) -> None:
-        self.proxied.set_serialized(key, self._entry(key, value))
+        self.set_multi({key: value})
 
     def set_multi(self, mapping: Mapping[str, Any]) -> None:
-        self.proxied.set_serialized_multi({key: self._entry(key, value) for key, value in mapping.items()})
-
-    def _entry(self, key: str, value: Any) -> bytes:
-        entry = encode(value.payload)
-        return entry if self._signer is None else self._signer.signed(key, entry)
+        entries = {key: encode(value.payload) for key, value in mapping.items()}
+        if self._signing is not None:
+            signer = self._signing.obtain()
+            if signer is None:
+                return
+            entries = {key: signer.signed(key, entry, self._ttl_s) for key, entry in entries.items()}
+        self.proxied.set_serialized_multi(entries)
 
     def _value(self, key: str, value: Any) -> Any:
         if value is NO_VALUE:
             return NO_VALUE
+        if self._signing is not None:
+            signer = self._signing.obtain()
+            if signer is None:
+                return self.proxied.pass_over(key)
+            value = signer.verified(key, value)
         try:
-            payload = decode(value if self._signer is None else self._signer.verified(key, value))
+            payload = decode(value)
         except Undecodable:
             self.proxied.delete(key)
             return NO_VALUE

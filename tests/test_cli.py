@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from cellcache import schema
+from cellcache import Settings, schema
 from tests.command_line import PASSWORD, Deployment, make_deployment
 
 A = "0f0e3f6e-2f6c-4a3b-9d5e-2f1f6a7f4c11"
@@ -55,6 +55,32 @@ def test_an_option_nearer_to_the_command_wins(deployment: Deployment, tmp_path: 
 
 
 # -- db ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_signing_key_is_made_that_the_configuration_takes(deployment: Deployment) -> None:
+    first, second = (deployment.ok("cache", "signing-key").out.strip() for _ in range(2))
+    assert first != second
+    file = deployment.folder / "signing.key"
+    assert deployment.ok("cache", "signing-key", str(file)).out == ""
+    assert file.stat().st_mode & 0o777 == 0o600
+    cache = {"backend": "cellcache.redis", "url": "redis://cache", "signing_key_file": file}
+    settings = Settings(cache=cache | {"previous_signing_key": first})
+    assert settings.cache.signing_keys == [file.read_bytes().strip(), first.encode()]
+    assert len(deployment.json("cache", "signing-key")["signing_key"]) == 64
+    other = deployment.folder / "other.key"
+    assert deployment.json("cache", "signing-key", str(other)) == {"file": str(other)}
+
+
+def test_a_key_that_is_there_is_left_alone(deployment: Deployment) -> None:
+    file = deployment.folder / "signing.key"
+    file.write_text("in use")
+    refused = deployment.run("cache", "signing-key", str(file))
+    assert (refused.code, refused.out) == (2, "")
+    assert "is there already" in refused.error
+    assert file.read_text() == "in use"
+    refused = deployment.run("cache", "signing-key", str(deployment.folder / "nowhere" / "key"))
+    assert (refused.code, "cannot write" in refused.error) == (2, True)
 
 
 @pytest.mark.slow

@@ -38,6 +38,16 @@ for key in keys:
     directory.move_instance(key, cell_uuid)
 os._exit(0)
 """
+READ_AND_MAP = """
+import json, sys
+from cellcache import CellDirectory
+
+config, cell_uuid, count, *keys = sys.argv[1:]
+with CellDirectory.open(config) as directory:
+    directory.resolve_cells(keys[: int(count)])
+    directory.map_instances((key, cell_uuid, "project") for key in keys[int(count) :])
+    print(json.dumps(directory.stats().as_dict()))
+"""
 
 
 @pytest.fixture(params=SERVERS)
@@ -68,6 +78,26 @@ def at(shift: str, *arguments: str, code: int = 0) -> str:
 
 def move_and_die(shift: str, config: str, *keys: str) -> None:
     at(shift, sys.executable, "-c", MOVE_AND_DIE, config, THERE, *keys)
+
+
+@pytest.mark.needs("memcached")
+@pytest.mark.parametrize("shift", ["+1h", "-1h"])
+def test_signed_entries_are_over_by_the_databases_clock_on_such_a_host_too(
+    site: Site, cache: Memcached, tmp_path: Path, shift: str
+) -> None:
+    config = configure(
+        site,
+        tmp_path,
+        f'[cache]\nbackend = "cellcache.memcached"\nservers = ["{cache.address}"]\ntimeout_s = 4.0\n'
+        f'ttl_s = 600\nsigning_key = "{"0123456789abcdef" * 2}"\n',
+    )
+    ours, theirs = new_uuids(5), new_uuids(5)
+    with CellDirectory.open(config) as directory:
+        directory.map_instances((key, HERE, "project") for key in ours)
+        there = json.loads(at(shift, sys.executable, "-c", READ_AND_MAP, config, THERE, "5", *ours, *theirs))
+        assert (there["hits"], there["undecodable"]) == (5, 0)
+        assert {cell.uuid for cell in directory.resolve_cells(theirs).values()} == {THERE}
+        assert (directory.stats().hits, directory.stats().undecodable) == (5, 0)
 
 
 @pytest.mark.needs("memcached")

@@ -31,6 +31,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 MYSQL = "mysql+pymysql://nova_api:secret@db/nova_api"
 MEMCACHED = {"backend": "cellcache.memcached", "servers": ["10.0.0.1:11211"]}
 REDIS = {"backend": "cellcache.redis", "url": "redis://10.0.0.1:6379/0"}
+SIGNING_KEY, PREVIOUS_KEY = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 KEYS = {
     "database": list(DatabaseSettings.model_fields),
     "cache": list(CacheSettings.model_fields),
@@ -110,8 +111,8 @@ SERVER_SAMPLES = {
     "durable": "unreachable",
     "max_entries": "10",
     "local_ttl_s": "0.5",
-    "signing_key": "k" * 32,
-    "previous_signing_key": "p" * 32,
+    "signing_key": SIGNING_KEY,
+    "previous_signing_key": PREVIOUS_KEY,
     "tls_ca": "/ca",
     "tls_cert": "/cert",
     "tls_key": "/key",
@@ -511,8 +512,8 @@ OF: dict[str, tuple[dict[str, Any], list[str]]] = {
     "durable": ({"durable": "unreachable"}, ANY),
     "max_entries": ({"max_entries": 7}, ["cellcache.memory"]),
     "local_ttl_s": ({"local_ttl_s": 1, "max_entries": 7}, SERVERS),
-    "signing_key": ({"signing_key": "k" * 32}, SERVERS),
-    "previous_signing_key": ({"signing_key": "k" * 32, "previous_signing_key": "p" * 32}, SERVERS),
+    "signing_key": ({"signing_key": SIGNING_KEY}, SERVERS),
+    "previous_signing_key": ({"signing_key": SIGNING_KEY, "previous_signing_key": PREVIOUS_KEY}, SERVERS),
     "tls": ({"tls": True, "servers": ["a:1"]}, ["cellcache.memcached"]),
     "tls_ca": ({"tls_ca": "/ca", "url": "rediss://h"}, ["cellcache.redis"]),
     "tls_cert": ({"tls_cert": "/cert", "url": "rediss://h"}, ["cellcache.redis"]),
@@ -1026,9 +1027,12 @@ def test_the_page_gives_the_shorter_time_to_live_of_memory() -> None:
 @pytest.mark.parametrize(
     ("cache", "key"),
     [
-        ({"signing_key": "short"}, "cache.signing_key"),
-        ({"previous_signing_key": "p" * 32}, "cache.previous_signing_key"),
-        ({"backend": "cellcache.memory", "signing_key": "k" * 32}, "cache.signing_key"),
+        ({"signing_key": "0123456789" * 3}, "cache.signing_key = '***': must have 32 random bytes or more, not 30"),
+        ({"signing_key": "s" * 64}, "cache.signing_key = '***': must be random, and has only 1 different characters"),
+        ({"signing_key": "secret!" * 9}, "`cellcache cache signing-key` makes one"),
+        ({"signing_key": SIGNING_KEY, "previous_signing_key": "p" * 32}, "cache.previous_signing_key"),
+        ({"previous_signing_key": PREVIOUS_KEY}, "cache.previous_signing_key"),
+        ({"backend": "cellcache.memory", "signing_key": SIGNING_KEY}, "cache.signing_key"),
         ({"backend": "cellcache.memory", "local_ttl_s": 1}, "cache.local_ttl_s"),
         ({"local_ttl_s": -1}, "cache.local_ttl_s"),
     ],
@@ -1039,8 +1043,8 @@ def test_keys_of_the_layers_that_cannot_be_used(cache: dict[str, object], key: s
 
 
 def test_the_signing_keys_come_with_the_one_to_sign_with_first(tmp_path: Path) -> None:
-    (tmp_path / "previous").write_text("p" * 32 + "\n")
-    cache = {"backend": "cellcache.memcached", "servers": ["a"], "signing_key": "k" * 32}
+    (tmp_path / "previous").write_text(PREVIOUS_KEY + "\n")
+    cache = {"backend": "cellcache.memcached", "servers": ["a"], "signing_key": SIGNING_KEY}
     files = {"previous_signing_key_file": tmp_path / "previous"}
-    assert Settings(cache=cache | files).cache.signing_keys == [b"k" * 32, b"p" * 32]
+    assert Settings(cache=cache | files).cache.signing_keys == [SIGNING_KEY.encode(), PREVIOUS_KEY.encode()]
     assert Settings().cache.signing_keys == []

@@ -10,12 +10,14 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from cellcache import CellDirectory, schema
 from cellcache.errors import BackendUnsupported
 from tests.command_line import PASSWORD, Deployment, make_deployment
+from tests.fake_redis import FakeRedis
 from tests.servers import MariaDB, Memcached, PostgreSQL, Redis
 
 Findings = dict[str, list[dict[str, Any]]]
@@ -115,6 +117,27 @@ def test_what_asking_for_the_time_takes_is_not_blamed_on_the_clock(
     set_clock(monkeypatch, lambda: time.time() + next(looks))
     (finding,) = examine(deployment, "--no-cells")["clock"]
     assert finding["says"] == "in step with the database's"
+
+
+@pytest.mark.slow
+def test_deployment_is_named_that_entries_are_signed_for(deployment: Deployment) -> None:
+    with FakeRedis() as cache:
+        deployment.configure(
+            f'[database]\nurl = "{deployment.database_url}"\n[cache]\nbackend = "cellcache.redis"\n'
+            f'url = "{cache.url}"\nsigning_key = "{"0123456789abcdef" * 2}"\ntimeout_s = 4.0\n'
+        )
+        (finding,) = examine(deployment, "--no-cells")["signing"]
+        UUID(finding["says"])
+        assert examine(deployment, "--no-cells")["signing"] == [finding]
+        with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection, connection:
+            connection.execute("UPDATE cache_agreement SET value = 'none of these'")
+        findings = examine(deployment, "--no-cells", code=1)
+        assert problems(findings) == {"signing"}
+        assert "its identity could not be read: the row 'deployment'" in findings["signing"][0]["says"]
+        schema.downgrade(deployment.database_url, "0001_pre_instance_mapping")
+        findings = examine(deployment, "--no-cells", code=1)
+        assert problems(findings) == {"tables", "signing"}
+        assert "cellcache db upgrade" in findings["signing"][0]["advice"]
 
 
 def test_missing_tables_are_a_problem_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

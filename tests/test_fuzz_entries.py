@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cellcache.agreement import Agreement
 from cellcache.backends.keys import RawKeys, raw_key
-from cellcache.codec import NOT_MAPPED, Undecodable, decode, encode
+from cellcache.codec import NOT_MAPPED, VERSION, Undecodable, decode, encode
+from cellcache.database_clock import KnownTime
 from cellcache.errors import InvalidUUID
 from cellcache.model import canonical_uuid, canonical_uuids
 from cellcache.signing import SIGNATURE_SIZE, Signer
@@ -20,7 +22,8 @@ from tests.hostile import HOSTILE_VALUES
 CORPUS = sorted((Path(__file__).parent / "corpus" / "entries").iterdir())
 RIGHT = {"cell", "not-mapped", "cell-of-zeros", "cell-of-ones"}
 INSTANCE = "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab"
-SIGNER = Signer([b"k" * 32, b"p" * 32])
+TTL_S = 3600.0
+SIGNER = Signer([b"k" * 32, b"p" * 32], "", Agreement(INSTANCE, KnownTime(0.0, 1.0)))
 
 entries = st.one_of(
     st.binary(max_size=64),
@@ -39,7 +42,7 @@ def check_entry(entry: bytes) -> None:
         assert entry != NOT_MAPPED
     with pytest.raises(Undecodable):
         decode(SIGNER.verified(INSTANCE, entry))
-    assert SIGNER.verified(INSTANCE, SIGNER.signed(INSTANCE, entry)) == entry
+    assert SIGNER.verified(INSTANCE, SIGNER.signed(INSTANCE, entry, TTL_S)) == VERSION + entry[1:]
 
 
 @pytest.mark.slow
@@ -53,7 +56,7 @@ def test_any_entry_is_decoded_or_undecodable(entry: bytes) -> None:
 def test_signed_entry_verifies_for_its_own_instance_alone_and_only_as_it_is(
     cell: str | None, instance: str, other: str, bit: int
 ) -> None:
-    entry = SIGNER.signed(instance, encode(cell))
+    entry = SIGNER.signed(instance, encode(cell), TTL_S)
     assert decode(SIGNER.verified(instance, entry)) == cell
     flipped = bytearray(entry)
     flipped[bit // 8 % len(entry)] ^= 1 << bit % 8

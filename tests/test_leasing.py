@@ -27,6 +27,17 @@ def test_a_thread_that_had_to_forget_misses_stores_nothing_that_may_be_their_fil
     assert backend.get_serialized("key 10") == b"remembered"
 
 
+def test_set_after_a_value_that_was_passed_over_stores_nothing() -> None:
+    backend = MemoryBackend({})
+    backend.set_serialized("key", b"not to be judged")
+    assert backend.get_serialized("key") == b"not to be judged"
+    assert backend.pass_over("key") is NO_VALUE
+    backend.set_serialized("key", b"read before some write")
+    assert backend.get_serialized("key") == b"not to be judged"
+    backend.set_serialized("key", b"an explicit set")
+    assert backend.get_serialized("key") == b"an explicit set"
+
+
 def test_after_a_while_a_set_without_a_miss_stores_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "_MOST_REMEMBERED", 1)
     backend = MemoryBackend({"fence_ttl_s": 1e-9})

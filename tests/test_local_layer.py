@@ -361,7 +361,7 @@ def test_it_is_off_unless_asked_for_and_named_in_the_promise(site: Site) -> None
 
 # -- with signed entries ---------------------------------------------------------------------------------------------
 
-SIGNED: dict[str, Any] = {"signing_key": "k" * 32, "local_ttl_s": TTL_S}
+SIGNED: dict[str, Any] = {"signing_key": "0123456789abcdef" * 2, "local_ttl_s": TTL_S}
 
 
 @pytest.mark.parametrize("resolve", RESOLVE)

@@ -29,7 +29,7 @@ from cellcache.backends.resp import command
 from cellcache.codec import FENCE, MARK
 from cellcache.doctor import examine
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable
-from cellcache.signing import Signer
+from cellcache.signing import SIGNED_VERSION
 from tests.command_line import Deployment, every_command
 from tests.servers import MariaDB, Memcached, PostgreSQL, Redis
 
@@ -185,6 +185,7 @@ def lines_of_work(world: World, folder: Path) -> Iterator[list[str]]:
     yield ["db", "current"]
     yield ["db", "history"]
     yield ["db", "downgrade", "nonsense", "--yes"]
+    yield ["cache", "signing-key", str(folder / "good")]
     yield ["cell", "create", "good", "--database-connection-file", str(folder / "good"), *files, "--uuid", good]
     yield ["cell", "create", "good", "--database-connection-file", str(folder / "good"), *files, "--uuid", good]
     yield ["cell", "create", "bad", "--database-connection-file", str(folder / "bad"), *files, "--uuid", bad]
@@ -331,6 +332,8 @@ def troubled(world: World) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
         yield f"{key} that is empty", with_("cache", **{key: ""})
     world.vault.planted["short key"] = short = uuid4().hex[:20]
     yield "short signing key", with_("cache", signing_key=short)
+    world.vault.planted["simple key"] = simple = uuid4().hex[:6] * 10
+    yield "signing key of a few letters", with_("cache", signing_key=simple)
     world.vault.planted["numeric key"] = "98765432123456789"
     for key in ("signing_key", "previous_signing_key", "password"):
         yield f"{key} that is a number", with_("cache", **{key: 98765432123456789})
@@ -502,7 +505,9 @@ def test_no_log_at_any_level_no_repr_and_no_error_shows_a_secret(
             else:
                 world.vault.check(str(outcome), repr(outcome))
         inner = [directory, directory._backend, directory._store, directory._store._reading, directory._store._writing]
-        inner += [directory._cells, directory._invalidations, directory._maintenance, Signer([b"k" * 32])]
+        signing = directory._signing
+        assert signing is not None
+        inner += [directory._cells, directory._invalidations, directory._maintenance, signing, signing.signer]
         inner += [directory._read_through, directory._write_through]
         settings = directory.settings
         inner += [settings, settings.database, settings.cache, settings.cells]
@@ -577,8 +582,8 @@ def test_cache_holds_no_secret_and_nothing_but_entries(world: World) -> None:
         assert len(held) >= 100
         for key, value in held.items():
             world.vault.check(key.decode("latin-1"), value.decode("latin-1"))
-            assert value.startswith((b"\x01", MARK)) or value == b"", value
-            assert len(value) in {0, 10, 17, 33} or value.startswith(FENCE), value
+            assert value.startswith((SIGNED_VERSION, MARK)) or value == b"", value
+            assert len(value) in {0, 10, 22, 38} or value.startswith(FENCE), value
         assert b"auth" not in held
         directory.prune(instances)
         for cell in cells:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cellcache.cli import cells, coherence, databases, demo, doctor, instances, lookups, pruning
+from cellcache.cli import cache, cells, coherence, databases, demo, doctor, instances, lookups, pruning
 from cellcache.cli.commands import ConfigOption, JsonOption, VerboseOption, enter, show_help_without_command
 from cellcache.cli.exits import ExitCode, complain, complain_of_bug, epilog, exit_code_of, usage_problem
 from cellcache.cli.streams import OutputLost, end_without_output, prepare_streams
@@ -28,6 +28,7 @@ pruning.register(instances.app)
 coherence.register(app)
 app.add_typer(instances.app)
 app.add_typer(cells.app)
+app.add_typer(cache.app)
 app.add_typer(databases.app)
 doctor.register(app)
 demo.register(app)

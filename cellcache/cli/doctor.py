@@ -32,7 +32,7 @@ def doctor(
     """Reach every server the configuration names, and say what to do about what is wrong.
 
     Shows versions, round trips, the tables' revision, which promise holds and how many invalidations wait. Changes
-    nothing. Exit code 1 if something is wrong.
+    no mapping and no cell. Exit code 1 if something is wrong.
     """
     settings = session.settings()
     findings: list[Finding] = []
