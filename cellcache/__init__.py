@@ -5,7 +5,7 @@
     >>> cell.database_connection                                                  # doctest: +SKIP
 
 The process's directory is the one that `configure` was given, else the one that the file named by CELLCACHE_CONFIG
-describes, else an embedded default (SQLite in the working directory and an in-process cache).
+describes. Where neither says which database, that is a ConfigError.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class DatabaseSettings(_Section):
 
     section = "database"
 
-    url: DatabaseUrl = SecretStr("sqlite:///cellcache.db")
+    url: DatabaseUrl | None = None
     url_file: Path | None = None
     pool_size: Count = 10
     timeout_s: Wait = 5.0
@@ -98,8 +98,14 @@ class DatabaseSettings(_Section):
 
     @property
     def connection_url(self) -> str:
-        """The URL, password and all."""
-        return self.url.get_secret_value()
+        """The URL, password and all; ConfigError where there is none: whatever lay in some folder would be believed."""
+        if self.url is None:
+            raise ConfigError(
+                "no database is configured: name a configuration file by --config or CELLCACHE_CONFIG, or, for a first "
+                "try with SQLite, `export CELLCACHE_DATABASE__URL=sqlite:///$HOME/cellcache.db`; `cellcache demo` "
+                "needs neither"
+            )
+        return clear(self.url)
 
     @property
     def sqlalchemy_url(self) -> URL:

@@ -80,7 +80,7 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
 
 
 def _database(settings: DatabaseSettings) -> Finding:
-    url = settings.url.get_secret_value()
+    url = settings.connection_url
     name = mask_url(url)
     try:
         version, round_trip_s, _ = _ask(url, settings, use="as it is", table=instance_mapping.name)
@@ -127,7 +127,7 @@ def _clock(settings: DatabaseSettings) -> Finding:
 
     The database told its time, in whole seconds, at some moment between two looks at ours: so much is not known.
     """
-    what, name, url = "clock", "this host's", settings.url.get_secret_value()
+    what, name, url = "clock", "this host's", settings.connection_url
     engine = open_engine(
         url, pool_size=1, timeout_s=settings.timeout_s, connect_timeout_s=settings.connect_timeout_s, use="as it is"
     )

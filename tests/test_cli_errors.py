@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
-from cellcache import cli, errors
+from cellcache import cli, errors, schema
+from cellcache.cli import app, main
+from cellcache.cli.completion import complete_cell
 from cellcache.cli.exits import ExitCode, exit_code_of
 from tests.command_line import PASSWORD, Deployment, command, environment, every_command, make_deployment, run_process
 
@@ -150,10 +156,34 @@ def test_a_process_exits_with_the_code_and_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_configuration_the_tables_are_in_the_current_folder(tmp_path: Path) -> None:
-    assert run_process("db", "upgrade", cwd=tmp_path).code == 0
+def test_without_configuration_a_first_try_is_one_variable_away(tmp_path: Path) -> None:
+    refused = run_process("db", "upgrade", cwd=tmp_path)
+    assert refused.code == 2
+    assert list(tmp_path.iterdir()) == []
+    variable, url = refused.error.partition("`export ")[2].partition("`")[0].split("=")
+    env = {variable: url.replace("$HOME", str(tmp_path))}
+    assert run_process("db", "upgrade", env=env).code == 0
     assert (tmp_path / "cellcache.db").exists()
-    assert run_process("resolve", A, cwd=tmp_path).code == 1
+    assert run_process("resolve", A, env=env).code == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [line for line, _ in every_command()], ids=" ".join)
+def test_without_configuration_no_command_believes_what_lies_in_the_folder(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    schema.upgrade("sqlite:///cellcache.db")
+    opened: list[object] = []
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", lambda *given, **_: opened.append(given))
+    more = {"resolve": [A], "instance map": [A, "--cell", "c", "--project", "p"], "instance move": [A, "--cell", "c"]}
+    more |= {"instance show": [A], "instance prune": [A], "db downgrade": ["base", "--yes"], "demo": ["--help"]}
+    more |= {f"cell {what}": ["c"] for what in ("show", "delete")} | {"cell update": ["c", "--disable"]}
+    more |= {"cell create": ["c", "--database-connection", "sqlite:///c.db"]}
+    code = main([*arguments, *more.get(" ".join(arguments), [])])
+    assert opened == []
+    if arguments not in {("demo",), ("db", "history")}:
+        assert (code, "no database is configured" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.slow
@@ -184,13 +214,11 @@ def test_whoever_reads_only_the_beginning_is_no_error(deployment: Deployment, fo
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_says_nothing(tmp_path: Path) -> None:
-    assert run_process("db", "upgrade", cwd=tmp_path).code == 0
+def test_an_interrupted_command_says_nothing(deployment: Deployment) -> None:
     arguments = command("instance", "map", "--from", "-", "--verbose")
     with subprocess.Popen(
         arguments,
-        env=environment(),
-        cwd=tmp_path,
+        env=environment({"CELLCACHE_CONFIG": str(deployment.config)}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -270,6 +298,49 @@ def test_cells_are_completed_by_name(deployment: Deployment) -> None:
         deployment.ok("cell", "create", name, "--database-connection", "sqlite:///c.db")
     assert complete(f"cellcache -c {deployment.config} cell show tw") == ["two"]
     assert "one" in complete("cellcache instance list --cell ", {"CELLCACHE_CONFIG": str(deployment.config)})
+
+
+@pytest.mark.slow
+def test_without_configuration_no_cell_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write to the folder could have left a database there."""
+    monkeypatch.chdir(tmp_path)
+    schema.upgrade("sqlite:///cellcache.db")
+    make_deployment(tmp_path, None, migrated=False)  # type: ignore[arg-type]
+    assert complete("cellcache cell show ") == []
+
+
+HOSTILE_NAMES = [
+    "$(id)",
+    "`id`",
+    "a b",
+    "a;id",
+    "a'b",
+    'a"b',
+    "--show-secrets",
+    "-c",
+    "a\nb",
+    "a\x1b]52;c;x\a",
+    "a:b",
+    "ä",
+]
+
+
+def test_what_a_shell_could_run_is_not_offered_to_it(deployment: Deployment) -> None:
+    """Neither as a choice nor as its meaning: zsh evaluates both."""
+    for name in (*HOSTILE_NAMES, "cell-1.a_b"):
+        deployment.ok("cell", "create", "x", "--database-connection", "sqlite:///c.db")
+        with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection, connection:
+            connection.execute("UPDATE cell_mapping SET name = ? WHERE name = 'x'", [name])
+    with closing(sqlite3.connect(deployment.folder / "mappings.db")) as connection, connection:
+        connection.execute("UPDATE cell_mapping SET uuid = '$(id)' WHERE name = 'a b'")
+    context = typer.Context(typer.main.get_command(app))
+    context.params["config"] = str(deployment.config)
+    offered = complete_cell(context, "")
+    assert len(offered) == 1 + len(HOSTILE_NAMES)  # one by its name, all but one by their UUIDs
+    assert [choice for choice, _ in offered if choice == "cell-1.a_b"] == ["cell-1.a_b"]
+    for text in itertools.chain(*offered):
+        assert re.fullmatch(r"(?:\w[\w.-]*)?", text)
+    assert complete_cell(context, "--") == complete_cell(context, "$") == []
 
 
 @pytest.mark.slow

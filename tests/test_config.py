@@ -67,11 +67,17 @@ def trouble_of_loading(path: Path | None = None) -> str:
 # -- where values come from ------------------------------------------------------------------------------------------
 
 
-def test_without_file_and_environment_the_embedded_defaults_hold() -> None:
+def test_without_file_and_environment_no_database_is_assumed() -> None:
     settings = Settings.load()
     assert settings == Settings()
-    assert settings.database.connection_url == "sqlite:///cellcache.db"
+    assert settings.database.url is None
+    assert settings.describe()["database"]["url"] is None
     assert settings.cache.backend == "cellcache.memory"
+    for name in ("connection_url", "sqlalchemy_url"):
+        with pytest.raises(
+            ConfigError, match=r"no database is configured: .* `export CELLCACHE_DATABASE__URL=sqlite:///"
+        ):
+            getattr(settings.database, name)
 
 
 def test_settings_made_in_code_do_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

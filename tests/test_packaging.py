@@ -23,6 +23,7 @@ from dogpile.cache.api import CacheBackend
 
 import cellcache
 from cellcache import errors
+from cellcache.known_backends import OURS
 
 pytestmark = pytest.mark.packaging
 
@@ -110,7 +111,8 @@ def run_mypy(arguments: list[str], folder: Path) -> None:
 
 def test_the_backends_are_found_by_their_names() -> None:
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group="dogpile.cache")}
-    for name in ("cellcache.memory", "cellcache.memcached", "cellcache.redis"):
+    for name, place in OURS.items():
+        assert entries[name].value == ":".join(place)
         assert issubclass(entries[name].load(), CacheBackend)
 
 

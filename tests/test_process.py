@@ -77,14 +77,20 @@ def test_variable_of_one_key(site: Site, key: str, monkeypatch: pytest.MonkeyPat
     assert cellcache.resolve_cell(key).uuid == HERE
 
 
-def test_embedded_default_says_what_to_do_first(tmp_path: Path) -> None:
+def test_without_a_configuration_it_says_what_to_do_and_believes_nobody(tmp_path: Path) -> None:
+    """Whoever can write to the folder could have left a database there, with cells of his."""
+    schema.upgrade("sqlite:///cellcache.db")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="for a first try with SQLite, `export CELLCACHE_DATABASE__URL="):
+        cellcache.resolve_cell(uuid4())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_first_try_that_it_proposes_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELLCACHE_DATABASE__URL", f"sqlite:///{tmp_path / 'cellcache.db'}")
     with pytest.raises(SchemaError, match="run `cellcache db upgrade`"):
         cellcache.resolve_cell(uuid4())
-    assert (tmp_path / "cellcache.db").exists()
-
-
-def test_embedded_default_works_once_there_are_tables() -> None:
-    schema.upgrade("sqlite:///cellcache.db")
+    schema.upgrade(f"sqlite:///{tmp_path / 'cellcache.db'}")
     directory, key = cellcache.configure(), str(uuid4())
     cell = directory.create_cell("cell1", "sqlite:///cell1.db", "fake://")
     directory.map_instance(key, cell.uuid, PROJECT)

@@ -29,7 +29,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The configuration, TOML. Else $CELLCACHE_CONFIG; else SQLite in this folder and no server.",
+        help="The configuration, TOML. Else $CELLCACHE_CONFIG, else $CELLCACHE_DATABASE__URL and the like.",
         rich_help_panel=_PANEL,
         show_default=False,
     ),
