@@ -78,7 +78,9 @@ def read_environment(model: type[BaseSettings], keys: Keys) -> dict[str, Any]:
     if blanks := [name for name, value in ours.items() if is_blank(value)]:
         lines = [f"environment variable {name} is blank: give it a value, or unset it" for name in blanks]
         raise ConfigError("\n".join(lines))
-    return EnvSettingsSource(model)()
+    source = EnvSettingsSource(model)
+    source.env_vars = {name.lower(): value for name, value in ours.items()}
+    return source()
 
 
 def overlay(file: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:

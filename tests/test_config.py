@@ -37,6 +37,7 @@ KEYS = {
     "cache": list(CacheSettings.model_fields),
     "cells": list(CellsSettings.model_fields),
 }
+EVERY_KEY = [(section, key) for section in KEYS for key in KEYS[section]]
 
 
 @pytest.fixture(autouse=True)
@@ -348,12 +349,24 @@ def test_an_unknown_variable_is_told_with_the_nearest(name: str, line: str, monk
         "PORT_53_UDP_PROTO",
     ],
 )
-@pytest.mark.parametrize("service", ["CELLCACHE", "CELLCACHE_MEMCACHED"])
+@pytest.mark.parametrize(
+    "service",
+    ["CELLCACHE", "CELLCACHE_MEMCACHED", "CELLCACHE_CACHE__X", "CELLCACHE_DATABASE__URL", "CELLCACHE_CELLS__"],
+)
 def test_variables_that_kubernetes_makes_for_a_service_are_passed_over(
     service: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(f"{service}_{name}", "tcp://10.0.0.1:11211")
-    assert Settings.load() == Settings()
+    for value in ("tcp://10.0.0.1:11211", ""):
+        monkeypatch.setenv(f"{service}_{name}", value)
+        assert Settings.load() == Settings()
+
+
+def test_no_variable_of_a_key_is_taken_for_one_that_kubernetes_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for section, key in EVERY_KEY:
+        name = f"CELLCACHE_{section}__{key}".upper()
+        monkeypatch.setenv(name, "")
+        assert trouble_of_loading().startswith(f"environment variable {name} is blank")
+        monkeypatch.delenv(name)
 
 
 def test_a_file_that_cannot_be_used_is_named_with_the_line(path: Path, tmp_path: Path) -> None:
