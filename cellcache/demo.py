@@ -175,7 +175,7 @@ class Demonstration:
         """Where all this happens, without passwords."""
         cache = self._settings.cache
         servers = ", ".join(cache.servers) or (mask_url(cache.url.get_secret_value()) if cache.url else "")
-        return f"{self._url.render_as_string(hide_password=True)} and {cache.backend} {servers}".strip()
+        return f"{mask_url(self._url.render_as_string(hide_password=False))} and {cache.backend} {servers}".strip()
 
     @property
     def _coherent(self) -> bool:

@@ -156,6 +156,13 @@ def test_an_account_that_may_not_create_databases_is_told_so(deployment: Deploym
     assert tables(poor) == set()
 
 
+def test_where_it_runs_is_told_without_any_password() -> None:
+    for url in ("mysql+pymysql://nova:s3cret@db/nova", "mysql+pymysql://db/nova?user=nova&password=s3cret"):
+        place = Demonstration(Settings(database={"url": url}), size=30).place
+        assert place.startswith("mysql+pymysql://")
+        assert "s3cret" not in place
+
+
 def test_keeping_is_for_the_embedded_one_alone(deployment: Deployment) -> None:
     assert deployment.run("demo", "--keep").code == 2
 
