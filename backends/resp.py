@@ -18,6 +18,7 @@ from redis.connection import AbstractConnection
 
 from cellcache.codec import FENCE
 from cellcache.errors import BackendUnsupported
+from cellcache.foreign import printable
 
 from .names import demand_address
 from .stream import Garbled, Stream
@@ -54,7 +55,7 @@ class Refused(OSError):
     """Redis answers, but not to what was asked: it is loading, has become a replica, or does not let us."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
+        super().__init__(printable(text))
         self.code = text.partition(" ")[0]
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from cellcache.foreign import printable
+
 _CHUNK = 1 << 16
 
 ReplyT = TypeVar("ReplyT")
@@ -133,7 +135,7 @@ class Stream(abc.ABC, Generic[ReplyT]):
 
 def reason(error: Exception) -> str:
     """Return an error in words: a time limit that the kernel keeps is "Resource temporarily unavailable" otherwise."""
-    return "no reply in time" if isinstance(error, BlockingIOError) else str(error)
+    return "no reply in time" if isinstance(error, BlockingIOError) else printable(error)
 
 
 def _is_plain(sock: socket.socket) -> bool:

@@ -7,7 +7,8 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from cellcache.errors import InvalidValue, shown
+from cellcache.errors import InvalidValue
+from cellcache.foreign import shown
 
 LARGEST_ID = (1 << 63) - 1
 """The largest whole number that every database takes."""

@@ -15,6 +15,7 @@ from cellcache.config import CellsSettings, DatabaseSettings
 from cellcache.database import close_engine, open_engine
 from cellcache.errors import CellNotFound
 from cellcache.flights import beginning
+from cellcache.foreign import shown
 from cellcache.model import CellMapping, is_canonical
 from cellcache.store import Store
 
@@ -86,7 +87,9 @@ class Cells:
         for uuid in odd:
             del cells[uuid]
         for uuid in sorted(odd - self._odd):
-            log.warning("the row %r of cell_mapping is passed over: that is no UUID, lower-case and with hyphens", uuid)
+            log.warning(
+                "the row %s of cell_mapping is passed over: that is no UUID, lower-case and with hyphens", shown(uuid)
+            )
         self._odd = odd
 
     def engine(self, cell: CellMapping) -> Engine:

@@ -260,8 +260,8 @@ def _fill(settings: Settings, sections: Mapping[str, Any], origin: Origin) -> No
         BaseModel.__init__(settings, **sections)  # BaseSettings' own would read the environment
         return
     except ValidationError as error:
-        trouble = explain(error, _keys(), origin)
-    raise ConfigError(trouble)
+        trouble = list(explain(error, _keys(), origin))
+    raise ConfigError(*trouble)
 
 
 def _keys() -> dict[str, list[str]]:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from pydantic import SecretStr, ValidationError
 
+from cellcache.foreign import shown
 from cellcache.masking import MASK, mask_text
 
-_LONGEST_PATH = 4096  # which Linux allows
+_LONGEST_PATH = 1000
 Keys = Mapping[str, list[str]]  # of each section
 Origin = Callable[[str, str], str | None]  # section, key -> the file or variable that set it
 
@@ -37,18 +38,14 @@ class Contradiction(ValueError):
         super().__init__(*(problem.text for problem in problems))
 
 
-def explain(error: ValidationError, keys: Keys, origin: Origin) -> str:
-    """Return what is wrong, a line for each key."""
-    return "\n".join(_lines(error, keys, origin))
-
-
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return the end of a line that suggests the nearest name, or nothing where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _lines(error: ValidationError, keys: Keys, origin: Origin) -> Iterator[str]:
+def explain(error: ValidationError, keys: Keys, origin: Origin) -> Iterator[str]:
+    """Yield what is wrong, a line for each key."""
     for detail in error.errors(include_url=False):
         section, key = (*map(str, detail["loc"]), "", "")[:2]
         cause = detail.get("ctx", {}).get("error")
@@ -83,7 +80,7 @@ def _shown(key: str, value: object) -> str:
         return repr(text if len(text) <= (_LONGEST_PATH if key.endswith("_file") else 80) else f"{text[:77]}...")
     if isinstance(value, list | tuple):
         return f"[{', '.join(_shown(key, item) for item in value)}]"
-    return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return shown(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _source(section: str, key: str, origin: Origin) -> str:

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from cellcache.config_problems import Contradiction, Keys, Origin, Problem, did_you_mean
-from cellcache.errors import ConfigError, shown
+from cellcache.errors import ConfigError
+from cellcache.foreign import shown
 from cellcache.texts import is_blank
 
 PREFIX = "CELLCACHE_"
@@ -74,10 +75,10 @@ def read_environment(model: type[BaseSettings], keys: Keys) -> dict[str, Any]:
         pattern = f"; a key's variable is {PREFIX}<SECTION>__<KEY>"
         hints = [did_you_mean(name.removeprefix(PREFIX), known, PREFIX) or pattern for name in strays]
         lines = [f"environment variable {name} names no key{hint}" for name, hint in zip(strays, hints, strict=True)]
-        raise ConfigError("\n".join(lines))
+        raise ConfigError(*lines)
     if blanks := [name for name, value in ours.items() if is_blank(value)]:
         lines = [f"environment variable {name} is blank: give it a value, or unset it" for name in blanks]
-        raise ConfigError("\n".join(lines))
+        raise ConfigError(*lines)
     source = EnvSettingsSource(model)
     source.env_vars = {name.lower(): value for name, value in ours.items()}
     return source()

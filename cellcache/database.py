@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from cellcache.cell_url import parsed_cell_url
 from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
+from cellcache.foreign import printable
 from cellcache.masking import mask_url, sounds_secret
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
@@ -263,7 +264,7 @@ def _cause(error: Exception) -> BaseException:
 def _first_line(error: BaseException) -> str:
     numbered = len(error.args) == 2 and isinstance(error.args[0], int)  # PyMySQL: number and text, which may be empty
     said = str(error.args[1] if numbered else error).strip() or type(error).__name__
-    return said.splitlines()[0] + (f" ({error.args[0]})" if numbered else "")
+    return printable(said.splitlines()[0]) + (f" ({error.args[0]})" if numbered else "")
 
 
 def _cannot_hold(cause: BaseException) -> bool:

@@ -38,9 +38,10 @@ from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import DATABASE_ERRORS, demand_usable_url, translated
 from cellcache.database_identity import database_identity
-from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists, shown
+from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
 from cellcache.flights import beginning
+from cellcache.foreign import shown
 from cellcache.invalidations import Delivery, Invalidations
 from cellcache.maintenance import Maintenance
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid, canonical_uuids

@@ -21,27 +21,19 @@ CellCacheError
 
 from __future__ import annotations
 
-import reprlib
 from typing import TYPE_CHECKING
+
+from cellcache.foreign import printable, shown
 
 if TYPE_CHECKING:
     from cellcache.model import InstanceMapping
 
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-
-
-def shown(value: object) -> str:
-    """Return a refused value as an error's text quotes it: short, whatever it is."""
-    try:
-        return _short.repr(value)
-    except Exception:  # noqa: BLE001 - its own `repr` fails, as that of an int of 5,000 digits does
-        return f"a {type(value).__name__}"
-
-
 class CellCacheError(Exception):
-    """The base of everything that cellcache raises on purpose."""
+    """The base of everything that cellcache raises on purpose. Its text is one line, whatever was quoted in it."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(printable(text))
 
 
 class InvalidUUID(CellCacheError, ValueError):
@@ -76,11 +68,12 @@ class MappedCellNotFound(CellNotFound):
     """An instance mapping names what is no cell: its row was written by hand, or the cell's row was removed so."""
 
     def __init__(self, instance_uuid: str, cell_uuid: str) -> None:
-        super().__init__(cell_uuid)
         self.instance_uuid = instance_uuid
-        self.args = (
-            f"instance {instance_uuid} is mapped to {cell_uuid!r}, and there is no such cell; put its row right with "
-            f"`cellcache instance move {instance_uuid} --cell CELL`",
+        self.cell_uuid = cell_uuid
+        CellCacheError.__init__(
+            self,
+            f"instance {instance_uuid} is mapped to {shown(cell_uuid)}, and there is no such cell; put its row right "
+            f"with `cellcache instance move {instance_uuid} --cell CELL`",
         )
 
 
@@ -138,7 +131,10 @@ class PruneRefused(CellCacheError):
 
 
 class ConfigError(CellCacheError, ValueError):
-    """The configuration cannot be used; the text names the key, the value and what is allowed."""
+    """The configuration cannot be used; each line names a key, its value and what is allowed."""
+
+    def __init__(self, *lines: str) -> None:
+        Exception.__init__(self, "\n".join(map(printable, lines)))
 
 
 class SchemaError(CellCacheError):

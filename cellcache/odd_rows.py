@@ -9,6 +9,7 @@ from dataclasses import replace
 from cellcache.config import DatabaseSettings
 from cellcache.errors import DatabaseUnavailable
 from cellcache.findings import Finding, Level
+from cellcache.foreign import shown
 from cellcache.model import CellMapping, InstanceMapping, is_canonical
 from cellcache.store import Store
 
@@ -35,7 +36,7 @@ def odd_mappings(settings: DatabaseSettings) -> Iterator[Finding]:
             fine,
             level=Level.PROBLEM,
             says=_counted(broken, "name what is no cell")
-            + ", ".join(f"{mapping.instance_uuid} {mapping.cell_uuid!r}" for mapping in broken[:_MOST_SHOWN]),
+            + ", ".join(f"{mapping.instance_uuid} {shown(mapping.cell_uuid)}" for mapping in broken[:_MOST_SHOWN]),
             advice="Put each right: `cellcache instance move UUID --cell CELL`. Until then a lookup of it is an error.",
         )
     if nameless:
@@ -43,7 +44,7 @@ def odd_mappings(settings: DatabaseSettings) -> Iterator[Finding]:
             fine,
             level=Level.PROBLEM,
             says=_counted(nameless, "have a UUID that is none")
-            + ", ".join(repr(mapping.instance_uuid) for mapping in nameless[:_MOST_SHOWN]),
+            + ", ".join(shown(mapping.instance_uuid) for mapping in nameless[:_MOST_SHOWN]),
             advice="No lookup finds them. By SQL, write each UUID in lower case, with hyphens; or delete the row.",
         )
     if not broken and not nameless:
@@ -62,6 +63,6 @@ def odd_cells(cells: Sequence[CellMapping]) -> Iterator[Finding]:
                 what="cell",
                 name=cell.name or cell.uuid,
                 level=Level.PROBLEM,
-                says=f"its UUID {cell.uuid!r} is none, so the row is passed over",
+                says=f"its UUID {shown(cell.uuid)} is none, so the row is passed over",
                 advice="By SQL, write it in lower case, with hyphens, here and where mappings name it; or delete it.",
             )

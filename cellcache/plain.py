@@ -16,6 +16,8 @@ from dogpile.cache import CacheRegion
 from dogpile.cache.api import NO_VALUE
 
 from cellcache.codec import NOT_MAPPED, decode, encode
+from cellcache.foreign import printable
+from cellcache.masking import mask_text
 from cellcache.protocol import Absent, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,11 @@ class PlainBackend:
         except Exception as error:  # noqa: BLE001 - whatever a foreign backend raises, a lookup goes on
             self.errors += 1
             if self.errors == 1 or self.errors % 1000 == 0:
-                log.warning("cache backend failed (%d times so far): %s: %s", self.errors, type(error).__name__, error)
+                log.warning(
+                    "cache backend failed (%d times so far): %s: %s",
+                    self.errors,
+                    type(error).__name__,
+                    mask_text(printable(error)),
+                )
             return False
         return True

@@ -75,7 +75,7 @@ def demand_support(backend: CoherentBackend) -> None:
     """Raise BackendUnsupported if a server that answers cannot keep the promise; one that is down may come later."""
     for node in backend.check():
         if not node.supported:
-            raise BackendUnsupported(node.trouble)
+            raise BackendUnsupported(node.trouble or node.name)
 
 
 def _decode_or_miss(value: bytes) -> str | None:

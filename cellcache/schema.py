@@ -27,7 +27,8 @@ from cellcache import migration_lock
 from cellcache.arguments import demand_number, demand_switch
 from cellcache.database import WRONG_OPTIONS, wrong_option
 from cellcache.differences import OPTIONS, find_differences
-from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError, shown
+from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
+from cellcache.foreign import printable, shown
 from cellcache.masking import mask_url
 from cellcache.texts import LONGEST_NAME, demand_text
 from cellcache.tls import verifying_url
@@ -251,4 +252,4 @@ def _reason(url: URL, error: DBAPIError) -> str:
 
 
 def _one_line(what: object) -> str:
-    return " ".join(str(what).split()).rstrip(".")
+    return printable(" ".join(str(what).split())).rstrip(".")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from cellcache.errors import InvalidValue, shown
+from cellcache.errors import InvalidValue
+from cellcache.foreign import shown
 
 LONGEST_NAME = 255
 LONGEST_URL = 1 << 20

@@ -28,7 +28,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from cellcache.database import DATABASE_ERRORS, translated
 from cellcache.database_clock import DatabaseTime
-from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown, InvalidValue, shown
+from cellcache.errors import CellDisabled, CellExists, CellInUse, CellNotFound, CommitUnknown, InvalidValue
+from cellcache.foreign import shown
 from cellcache.model import CellMapping, InstanceMapping
 from cellcache.prepared import PreparedInsert
 from cellcache.rows import cell_of, instance_of, select_cells, select_mappings

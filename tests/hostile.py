@@ -16,6 +16,12 @@ from hypothesis import strategies as st
 BLANKS = ["", "  ", "\t", "\N{NO-BREAK SPACE}", "\N{ZERO WIDTH SPACE}\ufeff"]
 """Texts in which there is nothing to see."""
 
+STEERING = (
+    "\x1b]0;owned\x07\x1b]52;c;b3duZWQ=\x07\x9b31m\r\ncellcache: all is well\u2028[/b][red]"
+    "\N{RIGHT-TO-LEFT OVERRIDE}\N{PARAGRAPH SEPARATOR}\udcff" + "long " * 12_000
+)
+"""A title and a clipboard for a terminal, a line that looks like one of ours, markup that ends nothing, and 60 KB."""
+
 _GOOD = "0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab"
 _FULLWIDTH = {ord(digit): ord(digit) + 0xFEE0 for digit in "0123456789abcdef"}
 _ARABIC_INDIC = {ord(digit): 0x660 + int(digit) for digit in "0123456789"}

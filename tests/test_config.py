@@ -380,6 +380,45 @@ def test_a_file_that_cannot_be_used_is_named_with_the_line(path: Path, tmp_path:
     assert trouble_of_loading(path) == f"configuration file {path} is not UTF-8 text (at line 3)"
 
 
+_DIGITS = "9" * 5000
+_HEXADECIMAL = "0x" + "f" * 6000
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[cache]\nservers = " + "[" * 50_000, "is not TOML that anybody would write: its lists are nested too deeply"),
+        (f"[cache]\nttl_s = {_DIGITS}", "is not TOML: Exceeds the limit"),
+        *((f"[{section}]\n{key} = {_HEXADECIMAL}", f"{section}.{key} = ") for section, key in EVERY_KEY),
+        (f"[cache]\nservers = [{_HEXADECIMAL}]", "cache.servers = "),
+        (f"{'a' * 60_000} = 1", "a... ("),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_file_that_nobody_would_write_is_a_configuration_error(path: Path, content: str, told: str) -> None:
+    path.write_text(content)
+    assert told in trouble_of_loading(path)
+    assert len(trouble_of_loading(path)) < 3000
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[" * 50_000, '{"a":' * 50_000, _DIGITS, f"[{_DIGITS}]", f'{{"a": {_DIGITS}}}'],
+    ids=lambda value: value[:6],
+)
+def test_a_variable_that_nobody_would_write_is_a_configuration_error(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for section, key in EVERY_KEY:
+        if not key.endswith(("password", "username", "signing_key")):  # which may be any text
+            name = f"CELLCACHE_{section}__{key}".upper()
+            monkeypatch.setenv(name, value)
+            said = trouble_of_loading()
+            assert f"{section}.{key} " in said
+            assert len(said) < 3000
+            monkeypatch.delenv(name)
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 

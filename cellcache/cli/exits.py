@@ -18,6 +18,7 @@ from cellcache.errors import (
     InvalidValue,
     SchemaError,
 )
+from cellcache.foreign import printable
 from cellcache.masking import mask_text
 
 
@@ -73,11 +74,6 @@ def epilog() -> str:
     return "[bold]Exit codes[/]\n" + "\n".join(f"  {code:d}  {MEANINGS[code]}" for code in documented)
 
 
-def printable(text: str) -> str:
-    """Return text that cannot steer a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def write_to_stderr(text: str) -> None:
     """Write what a person should read. Where nobody can be told, the exit code must do: it is no reason to fail."""
     try:
@@ -103,7 +99,8 @@ def complain(message: object) -> None:
 def complain_of_bug(error: Exception, *, verbose: bool) -> None:
     """Say in one line what was not foreseen; the traceback only for those who asked for it."""
     if verbose:
-        write_to_stderr(mask_text("".join(traceback.format_exception(error))))
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            write_to_stderr(mask_text(printable(line)) + "\n")
     first_line = next(iter(str(error).splitlines()), "")
     complain(
         f"unexpected {type(error).__name__}: {first_line or 'no message'}; please report this, with what --verbose adds"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from cellcache.cli.exits import printable, write_to_stderr
+from cellcache.cli.exits import write_to_stderr
+from cellcache.foreign import printable
 from cellcache.masking import mask_text
 
 
@@ -16,11 +17,18 @@ class _Stderr(logging.Handler):
             write_to_stderr(mask_text(printable(line)) + "\n")
 
 
+class _OneLine(logging.Formatter):
+    """Writes a message in one line, so that no text of others looks like a message of its own. A traceback has many."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+
 def log_to_stderr(*, verbose: bool) -> None:
     """Let the library's warnings through; with `verbose`, all that it has to say, with times."""
     handler = _Stderr()
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "cellcache: %(message)s")
+        _OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "cellcache: %(message)s")
     )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("cellcache").setLevel(logging.DEBUG if verbose else logging.NOTSET)

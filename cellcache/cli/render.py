@@ -12,11 +12,19 @@ from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from cellcache.cli.exits import printable
+from cellcache.foreign import printable
 from cellcache.masking import mask_url
 from cellcache.model import CellMapping, InstanceMapping
 
@@ -24,9 +32,16 @@ _WIDE = 250  # where nobody watches, a line is as long as its content
 
 
 def terminal() -> Console:
-    """Return a console over stdout that prints data as it is: no highlighting, no emoji codes."""
+    """Return a console over stdout that prints data as it is: no highlighting, no markup, no emoji codes."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
-    return Console(highlight=False, emoji=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+class _Description(ProgressColumn):
+    """What is being done, as it is: a cell's name in it is no markup."""
+
+    def render(self, task: Task) -> Text:
+        return as_text(task.description)
 
 
 def progress(*, quiet: bool = False) -> Progress:
@@ -36,7 +51,7 @@ def progress(*, quiet: bool = False) -> Progress:
         console = Console(quiet=True)
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Description(),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
