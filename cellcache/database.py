@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from sqlalchemy import URL, Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -49,6 +50,7 @@ a value of one, a file that cannot be read, cryptography that it lacks."""
 
 _MYSQL_CANNOT_HOLD = (1366, 1406, 1267, 3988)
 _POSTGRESQL_CANNOT_HOLD = ("22P05", "22001")
+_quoted_bytes = re.compile(r": '.*'(?= for column)").sub  # of a URL, maybe, whose password they are
 _POSTGRESQL_NOT_UTF8 = "22021"  # of what it reads: what we write is UTF-8
 
 
@@ -106,6 +108,7 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
         if isinstance(error, InvalidValue):
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
+    _forget_values(engine)
     if backend != "postgresql":  # whose driver has errors of its own for that
         _name_wrong_options(engine, url)
     if backend in {"mysql", "mariadb"}:
@@ -117,6 +120,22 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     elif backend == "sqlite" and ours:
         _prepare_sqlite(engine, use)
     return engine
+
+
+def _forget_values(engine: Engine) -> None:
+    """Let no error of SQLAlchemy's hold what a statement was about: they are chained to ours, logged and pickled.
+
+    To insert a cell is about its URLs.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def forget(context: ExceptionContext) -> None:
+        if isinstance(context.sqlalchemy_exception, StatementError):
+            context.sqlalchemy_exception.params = None
+        if isinstance(context.original_exception, UnicodeEncodeError):
+            context.original_exception.object = ""  # PyMySQL writes the values into the statement, and encodes it all
+        elif isinstance(context.original_exception, UnicodeDecodeError):
+            context.original_exception.object = b""
 
 
 def close_engine(engine: Engine) -> None:
@@ -248,6 +267,7 @@ def translated(error: Exception, url: str, *, tables: str = "") -> CellCacheErro
     if isinstance(cause, UnicodeDecodeError) or getattr(cause, "sqlstate", None) == _POSTGRESQL_NOT_UTF8:
         return SchemaError(f"database {mask_url(url)} holds a text in another encoding than its connection's: {text}")
     if _cannot_hold(cause):
+        text = _quoted_bytes("", text)
         return InvalidValue(f"database {mask_url(url)} cannot hold this text, nor find it: {text}")
     return DatabaseUnavailable(f"database {mask_url(url)} did not do as asked: {text}")
 

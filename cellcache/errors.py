@@ -21,7 +21,7 @@ CellCacheError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellcache.foreign import printable, shown
 
@@ -30,10 +30,22 @@ if TYPE_CHECKING:
 
 
 class CellCacheError(Exception):
-    """The base of everything that cellcache raises on purpose. Its text is one line, whatever was quoted in it."""
+    """The base of everything that cellcache raises on purpose. Its text is one line, whatever was quoted in it.
+
+    It survives `pickle` and `copy` with all its attributes, though most kinds are not made from their text.
+    """
 
     def __init__(self, text: str = "") -> None:
         super().__init__(printable(text))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[CellCacheError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CellCacheError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidUUID(CellCacheError, ValueError):

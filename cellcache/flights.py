@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from typing import Generic, TypeVar
 
 from cellcache.errors import CellCacheError, DatabaseUnavailable
@@ -57,7 +58,7 @@ class Flight(Generic[T]):
         if not self._landed.wait(limit_s):
             raise DatabaseUnavailable(f"the database did not answer within {limit_s:g} s")
         if self._answers is None:
-            raise type(self._error)(*self._error.args) from self._error
+            raise copy(self._error) from self._error
         return self._answers
 
 

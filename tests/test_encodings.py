@@ -14,6 +14,7 @@ from cellcache import CellDirectory, InvalidValue, SchemaError, Settings, schema
 from cellcache.cli import main
 from tests.directories import new_uuids
 from tests.servers import MariaDB, PostgreSQL
+from tests.test_errors import everything_in
 
 PLAIN, LATIN, JAPANESE = "plain", "Zürich", "東京"
 
@@ -118,13 +119,17 @@ def test_mariadb_stores_no_question_marks_where_it_is_not_strict(mariadb: MariaD
 
 @pytest.mark.parametrize("charset", ["latin1", "ascii"])
 def test_a_connection_that_cannot_carry_a_text_refuses_it(mariadb: MariaDB, charset: str) -> None:
-    url = mariadb.create_database(next(_names))
+    url, password = mariadb.create_database(next(_names)), f"Sesame{uuid4().hex}"
     schema.upgrade(url)
     with opened(f"{url}?charset={charset}") as directory:
         written_and_read(directory, PLAIN)
         with pytest.raises(InvalidValue, match="cannot hold this text"):
             directory.create_cell(JAPANESE, "sqlite:///c.db", "none:///")
         assert len(directory.list_cells()) == 1
+        with pytest.raises(InvalidValue, match="cannot hold this text") as caught:
+            directory.create_cell("c", f"mysql+pymysql://nova:{password}{JAPANESE}@db/nova", "none:///")
+        assert password not in everything_in(caught.value)
+        assert JAPANESE[0] not in str(caught.value)
 
 
 def test_bytes_that_are_no_utf8_are_an_error_of_ours(
