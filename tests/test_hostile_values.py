@@ -315,6 +315,8 @@ def test_no_command_ends_otherwise_than_documented(
         (f"cell create c --database-connection mysql+pymysql://u:p@{'h' * 64}/d", "names a host that cannot be"),
         ("cell list --config /", "configuration file / cannot be read: Is a directory"),
         ("instance map --from /", "--from /: Is a directory"),
+        ("instance map --from \ud800", "codec can't encode character"),
+        ("cell create c --database-connection-file \ud800", "codec can't encode character"),
         (f"instance map {MAPPED} --cell c --project \udcff", "project_id '\\udcff' is not a text"),
         ("instance list --project \udcff", "project_id '\\udcff' is not a text"),
     ],

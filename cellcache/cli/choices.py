@@ -60,7 +60,7 @@ def secret_url(option: str, given: str | None, file: str | None, variable: str |
         return _from_environment(variable) if given is None and variable else given
     try:
         text = standard_input().readline() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # the latter: it is no UTF-8, or there is no such name
         raise ConfigError(f"{option}-file {file}: {error}") from error
     if is_blank(text):
         raise ConfigError(f"{option}-file {file}: holds nothing")

@@ -96,8 +96,8 @@ def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
     with ExitStack() as stack:
         try:
             stream = stack.enter_context(Path(source).open("rb"))
-        except OSError as error:
-            raise UsageProblem(f"--from {source}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: there is no such name
+            raise UsageProblem(f"--from {source}: {getattr(error, 'strerror', error)}") from error
         yield stream, Path(source).stat().st_size
 
 
