@@ -27,6 +27,7 @@ from cellcache.protocol import Absent, Fill, Held, Lease
 _MOST_REMEMBERED = 100_000  # misses of one thread that no set has followed
 _LONGEST_S = 1e9  # 31 years: what is longer overflows in one server or another
 _LARGEST_VALUE = 1 << 29  # 512 MB, what Redis takes; beyond 2 GB memcached would read the value as commands
+_LONGEST_MARK_S = 600.0  # while settings are being changed, processes respect those of others
 
 
 class _Miss(NamedTuple):
@@ -41,7 +42,7 @@ class _Misses(threading.local):
         self.overflowed_at = -math.inf  # when some of them had to be forgotten
 
 
-def checked_value(value: bytes) -> bytes:
+def checked_value(value: bytes, longest: int) -> bytes:
     """Return a value that cannot be taken for a mark of the protocol nor for a command, or raise an error.
 
     TypeError for what is not bytes, whose size may be another than the number of its items; else ValueError.
@@ -50,8 +51,8 @@ def checked_value(value: bytes) -> bytes:
         raise TypeError(f"a cached value must be bytes, and the region's serializer made a {type(value).__name__}")
     if not value or value.startswith(MARK):
         raise ValueError("a cached value must not be empty nor begin with a zero byte: those are leases and fences")
-    if len(value) > _LARGEST_VALUE:
-        raise ValueError(f"a cached value of {len(value):,} bytes is too large: at most {_LARGEST_VALUE:,} may be sent")
+    if len(value) > longest:
+        raise ValueError(f"a cached value of {len(value):,} bytes is too large: at most {longest:,} may be sent")
     return value
 
 
@@ -86,6 +87,8 @@ class LeasingBackend(BytesBackend, abc.ABC):
         self.ttl_s = seconds_in(arguments, "ttl_s", 0.0, least=0.0)  # 0: for ever
         self.lease_ttl_s = seconds_in(arguments, "lease_ttl_s", 5.0)
         self.fence_ttl_s = seconds_in(arguments, "fence_ttl_s", 60.0)
+        self.longest_mark_s = max(self.lease_ttl_s, self.fence_ttl_s, _LONGEST_MARK_S)
+        self.longest_value = min(arguments.get("longest_value") or _LARGEST_VALUE, _LARGEST_VALUE)
         self._misses = _Misses()
         _backends.add(self)
 
@@ -115,7 +118,7 @@ class LeasingBackend(BytesBackend, abc.ABC):
         refused(len(fills) - sum(self.fill_multi(fills)))
 
     @abc.abstractmethod
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]: ...
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]: ...
 
     @abc.abstractmethod
     def forget_connections(self) -> None: ...
@@ -165,7 +168,7 @@ class LeasingBackend(BytesBackend, abc.ABC):
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
         fills, stores = [], {}
         for value in mapping.values():
-            checked_value(value)
+            checked_value(value, self.longest_value)
         for key, value in mapping.items():
             miss = self._misses.of.pop(key, None)
             if miss is None:

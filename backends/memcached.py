@@ -9,6 +9,7 @@ On the wire (protocol.txt of memcached 1.6.10 and newer; `b` says that the key i
     ms KEY <size> b O<n> C<cas> T<ttl> store over exactly that item: HD done, EX another stands there, NF none
     ms KEY <size> b O<n> c T<ttl>      store over anything and tell the new item's token: a fence
     md KEY b O<n> C<cas>               remove exactly that item
+    mg KEY b s c O<n>                  HD s<size> c<cas>: how large it is, where it may be too large to be ours
 
 A token is good only on the connection that granted it: memcached counts its tokens from 1 again after a restart,
 so one of before may match an item of after. A restart breaks the connection, and the token goes with it.
@@ -31,9 +32,22 @@ from cellcache.protocol import Absent, Fence, Fill, Lease, NodeStatus, Seen, Set
 
 from .keys import Placement, RawKeys, prefix_in
 from .leasing import LeasingBackend, seconds_in
-from .meta import changes_of, entries_of, in_full, refusals_in, remove, seen_of, store, token_of, ttl
+from .meta import (
+    changes_of,
+    entries_of,
+    in_full,
+    is_fence,
+    look,
+    refusals_in,
+    remove,
+    seen_of,
+    size_of,
+    store,
+    token_of,
+    ttl,
+)
 from .node import Node
-from .stream import reason
+from .stream import TooLong, reason
 from .wire import AnyReply, Connection, Reply
 
 _ROOM = 186  # bytes of prefix and raw key, which are 248 in base64: memcached takes 250
@@ -59,7 +73,8 @@ class _Wanted(NamedTuple):
 class MemcachedBackend(LeasingBackend):
     """Arguments: `servers` ("host:port", "[v6]:port", "unix:/path"), `timeout_s`, `ttl_s`, `lease_ttl_s`,
     `fence_ttl_s`, `retry_s`, `key_prefix`, `tls_context`, `username`, `password`, `value_size` (of most values, in
-    bytes: runs of them are parsed fastest). No entry is kept for longer than 30 days.
+    bytes: runs of them are parsed fastest), `longest_value` (in bytes: what is longer is not read, and is empty to who
+    looks it up). No entry is kept for longer than 30 days.
 
     A server that does not answer costs one caller at most `timeout_s` (seconds), then nobody anything for `retry_s`.
     """
@@ -88,6 +103,7 @@ class MemcachedBackend(LeasingBackend):
                     tls_context=arguments.get("tls_context"),
                     credentials=credentials,
                     value_size=arguments.get("value_size", MAPPED_SIZE),
+                    longest_value=self.longest_value,
                 )
 
             return Node(server, dial, timeout_s=self._timeout_s, retry_s=retry_s)
@@ -116,6 +132,9 @@ class MemcachedBackend(LeasingBackend):
                     return Absent.UNREACHABLE
                 connection = another
                 return self._get(node, connection, wire, began)
+        except TooLong:
+            node.interrupted(connection)
+            return b""  # nothing of ours, whatever it is: the caller cannot decode it, and has it removed
         except OSError as error:
             node.failed(connection, error)
             return Absent.UNREACHABLE
@@ -141,7 +160,7 @@ class MemcachedBackend(LeasingBackend):
         return self._get_multi(keys, self._get_tail, entries_of)
 
     def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
-        return self._get_multi(keys, b" c\r\n", seen_of)
+        return self._get_multi(keys, b" c t\r\n", lambda replies, _: seen_of(replies, self.longest_mark_s))
 
     def _get_multi(self, keys: Sequence[str], flags: bytes, read: _Read[T]) -> list[T | Absent]:
         wires, wanted = self._locate(keys)
@@ -151,7 +170,7 @@ class MemcachedBackend(LeasingBackend):
             tail = b" b v " + tag + flags
             return b"mg " + (tail + b"mg ").join([wires[position] for position in positions]) + tail
 
-        for positions, found in self._converse(wanted, compose, read):
+        for positions, found in self._look(wires, wanted, compose, read):
             for position, entry in zip(positions, found, strict=True):
                 entries[position] = entry
         return entries
@@ -226,8 +245,8 @@ class MemcachedBackend(LeasingBackend):
             settled[position] = done
         return settled
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
-        return self._remove_unless_fenced(keys, [b""] * len(keys))
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
+        return self._remove_unless_fenced(keys, [b""] * len(keys), deadline)
 
     def store_multi(self, values: Mapping[str, bytes]) -> None:
         keys, bodies = list(values), list(values.values())
@@ -284,28 +303,86 @@ class MemcachedBackend(LeasingBackend):
             positions[at].append(position)
         return {node: chosen for node, chosen in zip(self._nodes, positions, strict=True) if chosen}
 
-    def _outcomes(self, wanted: _Wanted, compose: _Compose) -> Iterator[tuple[int, Reply]]:
+    def _outcomes(
+        self, wanted: _Wanted, compose: _Compose, deadline: float | None = None
+    ) -> Iterator[tuple[int, Reply]]:
         """Send one change for each position; yield those that were answered, with what became of them."""
-        for positions, replies in self._converse(wanted, compose, changes_of):
+        for positions, replies in self._converse(wanted, compose, changes_of, deadline):
             yield from zip(positions, replies, strict=True)
 
-    def _converse(self, wanted: _Wanted, compose: _Compose, read: _Read[T]) -> Iterator[tuple[Sequence[int], list[T]]]:
+    def _look(
+        self,
+        wires: Sequence[bytes],
+        wanted: _Wanted,
+        compose: _Compose,
+        read: _Read[T],
+        deadline: float | None = None,
+    ) -> Iterator[tuple[Sequence[int], list[T]]]:
+        """Ask for the values of every position, as `_converse` does; what is too long to be ours is an empty value.
+
+        Where a node has sent such a one, the sizes of that and all that were to follow are asked for first.
+        """
+        unread: dict[Node[Connection], Sequence[int]] = {}
+        yield from self._converse(wanted, compose, read, deadline, unread)
+        for node, positions in unread.items():
+            began = monotonic()
+            connection = node.idle_connection(began)
+            if connection is None:
+                continue
+            by = began + self._timeout_s if deadline is None else deadline
+            too_long, rest = self._by_size(wires, _Wanted([(node, connection, positions)], 0.0), by)
+            yield list(too_long), read(list(too_long.values()), connection)
+            yield from self._converse(_Wanted([(node, connection, rest)], 0.0), compose, read, by)
+
+    def _by_size(
+        self, wires: Sequence[bytes], wanted: _Wanted, deadline: float
+    ) -> tuple[dict[int, AnyReply], Sequence[int]]:
+        """Return the positions of what is too long, each with a reply in its place, and those of the rest."""
+        too_long: dict[int, AnyReply] = {}
+        rest: list[int] = []
+
+        def compose(positions: Sequence[int], tag: bytes) -> bytes:
+            return b"".join([look(wires[position], tag, b"s c") for position in positions])
+
+        for position, reply in self._outcomes(wanted, compose, deadline):
+            if size_of(reply) > self.longest_value:
+                too_long[position] = Reply([b"VA", b"0", *reply.words[1:]], b"")
+            else:
+                rest.append(position)
+        return too_long, rest
+
+    def _converse(
+        self,
+        wanted: _Wanted,
+        compose: _Compose,
+        read: _Read[T],
+        deadline: float | None = None,
+        unread: dict[Node[Connection], Sequence[int]] | None = None,
+    ) -> Iterator[tuple[Sequence[int], list[T]]]:
         """Ask for every position, all nodes at once; yield what `read` makes of the replies, 1,000 of a node at a time.
 
         Those are one round trip: the requests of every node are sent before any node's replies are read. What cannot be
-        read, an OSError, is a failure of the node.
+        read, an OSError, is a failure of the node; but with `unread`, a value too long to be ours only ends the
+        conversation with it, and there the positions are left that have no answer.
         """
         left_s = self._timeout_s - wanted.spent_s
+        positions_of = {node: positions for node, _, positions in wanted.nodes}
         with _closed_if_interrupted(wanted):
             for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
                 sent = self._send_from(start, wanted, compose)
-                deadline = monotonic() + left_s
+                by = monotonic() + left_s
+                if deadline is not None:
+                    by = min(by, deadline)
                 for node, connection, batch, tag in sent:
                     try:
-                        replies = connection.replies(len(batch), deadline=deadline)
+                        replies = connection.replies(len(batch), deadline=by)
                         node.errors += refusals_in(replies, tag)
                         found = read(replies, connection)
                     except OSError as error:
+                        if unread is not None and isinstance(error, TooLong):
+                            node.interrupted(connection)
+                            unread[node] = positions_of[node][start:]
+                            continue
                         node.failed(connection, error)
                         continue
                     yield batch, found
@@ -325,46 +402,49 @@ class MemcachedBackend(LeasingBackend):
                     node.failed(connection, error)
         return sent
 
-    def _remove_unless_fenced(self, keys: Sequence[str], own_marks: Sequence[bytes]) -> list[bool]:
+    def _remove_unless_fenced(
+        self, keys: Sequence[str], own_marks: Sequence[bytes], deadline: float | None = None
+    ) -> list[bool]:
         """Remove what stands there unless it is another writer's fence; say of which that is certain.
 
-        Look, then remove exactly what was seen; where it has changed in between, look again.
+        Look, then remove exactly what was seen; where it has changed in between, and there is no deadline, look again.
         """
         certain = [False] * len(keys)
         undecided = list(range(len(keys)))
-        for _ in range(_LOOKS):
+        for _ in range(_LOOKS if deadline is None else 1):
             if not undecided:
                 break
             doomed: list[tuple[int, Reply, Connection]] = []
-            for position, (seen, connection) in self._see(keys, undecided):
-                fenced = seen.body.startswith(FENCE) and seen.body != own_marks[position]
+            for position, (seen, connection) in self._see(keys, undecided, deadline):
+                fenced = is_fence(seen, self.longest_mark_s) and seen.body != own_marks[position]
                 if seen.words[0] == b"EN" or fenced:
                     certain[position] = True
                 elif seen.words[0] == b"VA":
                     doomed.append((position, seen, connection))
-            removed = self._remove_seen(keys, doomed)
+            removed = self._remove_seen(keys, doomed, deadline)
             for position in removed:
                 certain[position] = True
             undecided = [position for position, _, _ in doomed if not certain[position]]
         return certain
 
-    def _see(self, keys: Sequence[str], positions: Sequence[int]) -> Iterator[tuple[int, tuple[Reply, Connection]]]:
-        """Look at what stands there without taking a lease; yield those that were answered, and over what connection.
-
-        The flags are in an order that keeps the replies from being parsed as hits, which would lose their tokens.
-        """
+    def _see(
+        self, keys: Sequence[str], positions: Sequence[int], deadline: float | None
+    ) -> Iterator[tuple[int, tuple[Reply, Connection]]]:
+        """Look at what stands there without taking a lease; yield what was answered, and over what connection."""
         wires, wanted = self._locate([keys[position] for position in positions])
 
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
-            return b"".join([b"mg %b b v c %b\r\n" % (wires[at], tag) for at in chosen])
+            return b"".join([look(wires[at], tag, b"v c t") for at in chosen])
 
         def read(replies: Sequence[AnyReply], connection: Connection) -> list[tuple[Reply, Connection]]:
             return [(reply, connection) for reply in changes_of(replies, connection)]
 
-        for chosen, seen in self._converse(wanted, compose, read):
+        for chosen, seen in self._look(wires, wanted, compose, read, deadline):
             yield from zip([positions[at] for at in chosen], seen, strict=True)
 
-    def _remove_seen(self, keys: Sequence[str], doomed: Sequence[tuple[int, Reply, Connection]]) -> list[int]:
+    def _remove_seen(
+        self, keys: Sequence[str], doomed: Sequence[tuple[int, Reply, Connection]], deadline: float | None
+    ) -> list[int]:
         """Remove exactly what was seen; return the positions where nothing of it is left."""
         wires, wanted = self._locate(
             [keys[position] for position, _, _ in doomed], [connection for _, _, connection in doomed]
@@ -373,7 +453,9 @@ class MemcachedBackend(LeasingBackend):
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
             return b"".join([remove(wires[at], tag, token_of(doomed[at][1])) for at in chosen])
 
-        return [doomed[at][0] for at, reply in self._outcomes(wanted, compose) if reply.words[0] in {b"HD", b"NF"}]
+        return [
+            doomed[at][0] for at, reply in self._outcomes(wanted, compose, deadline) if reply.words[0] in {b"HD", b"NF"}
+        ]
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class MemoryBackend(LeasingBackend):
                     del self._store.entries[key]
         return [True] * len(settlements)
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:  # noqa: ARG002
         now = time.monotonic()
         with self._store.lock:
             for key in keys:

@@ -27,6 +27,11 @@ def remove(wire: bytes, tag: bytes, token: bytes) -> bytes:
     return b"md %b b %b C%b\r\n" % (wire, tag, token)
 
 
+def look(wire: bytes, tag: bytes, flags: bytes) -> bytes:
+    """The tag comes last, which keeps the replies from being parsed as hits: those would lose their other words."""
+    return b"mg %b b %b %b\r\n" % (wire, flags, tag)
+
+
 def refusals_in(replies: Sequence[AnyReply], tag: bytes) -> int:
     """Return how many times the server refused (out of memory); raise Garbled for what does not answer `tag`."""
     refusals = 0
@@ -57,6 +62,28 @@ def token_of(reply: Reply) -> bytes:
     raise Garbled("a reply without a token")
 
 
+def size_of(reply: Reply) -> int:
+    """Return the size that a look tells without the value; 0 where nothing stands."""
+    return next((_number(word[1:]) for word in reply.words[1:] if word.startswith(b"s")), 0)
+
+
+def is_fence(reply: Reply, longest_mark_s: float) -> bool:
+    """Return whether a fence stands there that ends in time; what does not end, or too late, is no fence of ours."""
+    return reply.body.startswith(FENCE) and not _is_endless(reply, longest_mark_s)
+
+
+def _is_endless(reply: Reply, longest_mark_s: float) -> bool:
+    left_s = next((_number(word[1:]) for word in reply.words if word.startswith(b"t")), 0)
+    return left_s < 0 or left_s > longest_mark_s
+
+
+def _number(word: bytes) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise Garbled(f"not a number: {word[:60]!r}") from None
+
+
 def entries_of(replies: Sequence[AnyReply], connection: Connection) -> list[bytes | Lease | Absent]:
     return [reply[1] if type(reply) is tuple else _entry(reply, connection) for reply in replies]
 
@@ -71,8 +98,14 @@ def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
     return Absent.UNREACHABLE if seen is None else seen  # nothing, and no lease: no answer to what was asked
 
 
-def seen_of(replies: Sequence[AnyReply], _: Connection) -> list[Seen]:
-    return [reply[1] if type(reply) is tuple else _seen(in_full(reply)) for reply in replies]
+def seen_of(replies: Sequence[AnyReply], longest_mark_s: float) -> list[Seen]:
+    """Return what those who only look are told: also of marks that do not end in time."""
+    return [reply[1] if type(reply) is tuple else _seen_by_lookers(in_full(reply), longest_mark_s) for reply in replies]
+
+
+def _seen_by_lookers(reply: Reply, longest_mark_s: float) -> Seen:
+    seen = _seen(reply)
+    return Absent.ENDLESS if seen in {Absent.LEASED, Absent.FENCED} and _is_endless(reply, longest_mark_s) else seen
 
 
 def _seen(reply: Reply) -> Seen:

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 from redis.connection import AbstractConnection
 
-from cellcache.codec import FENCE
+from cellcache.codec import FENCE, LONGEST_ENTRY
 from cellcache.errors import BackendUnsupported
 from cellcache.foreign import printable
 
@@ -24,31 +24,39 @@ from .names import demand_address
 from .stream import Garbled, Stream
 
 OLDEST_VERSION = (7, 0)  # the first whose SET takes NX together with GET, and whose scripts are told apart by flags
-ACL_RULES = "+info +select +set +get +del +evalsha +script|load"
+ACL_RULES = "+info +select +set +getrange +pttl +del +evalsha +script|load"
 _LONGEST_LINE = 1 << 16
+_MARK_RANGE = b"0, 63"  # bytes of what stands there: more than any mark has, and no more of what is no mark
 _RUN_TAG_SIZE = 6
 _REFUSED_TO_US = {"NOAUTH", "WRONGPASS", "NOPERM"}
 _ABOUT_ONE_KEY = {"OOM", "WRONGTYPE"}
 
 # The flags say "this script writes", whatever it turns out to do: a primary that has become a replica refuses it,
-# where it would otherwise confirm that nothing old stands in a cache that nobody reads any more. What GET refuses for
-# another reason than the type of what stands there may be a fence, which must stay: the user lacks +get.
-_FILL = b"""#!lua
-if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+# where it would otherwise confirm that nothing old stands in a cache that nobody reads any more. What GETRANGE refuses
+# for another reason than the type of what stands there may be a fence, which must stay: the user lacks +getrange.
+_FILL = (
+    b"""#!lua
+if redis.pcall('GETRANGE', KEYS[1], %b) ~= ARGV[1] then return 0 end
 if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
+    % _MARK_RANGE
+)
 _SETTLE = b"""#!lua flags=allow-oom
-local standing = redis.pcall('GET', KEYS[1])
+local standing = redis.pcall('GETRANGE', KEYS[1], %b)
 if type(standing) == 'table' and standing.err and not string.find(standing.err, 'WRONGTYPE') then return standing end
-if standing == ARGV[1] and ARGV[2] then
-  if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2])
-  else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-elseif standing == ARGV[1] or type(standing) ~= 'string' or string.sub(standing, 1, %d) ~= '%b' then
-  redis.call('DEL', KEYS[1])
+if standing == ARGV[1] and ARGV[3] then
+  if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3])
+  else redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4]) end
+  return 1
 end
+if standing ~= ARGV[1] and type(standing) == 'string' and string.sub(standing, 1, %d) == '%b' then
+  local left_ms = redis.call('PTTL', KEYS[1])
+  if left_ms >= 0 and left_ms <= tonumber(ARGV[2]) then return 1 end
+end
+redis.call('DEL', KEYS[1])
 return 1
-""" % (len(FENCE), b"".join(b"\\%03d" % byte for byte in FENCE))
+""" % (_MARK_RANGE, len(FENCE), b"".join(b"\\%03d" % byte for byte in FENCE))
 
 
 class Refused(OSError):
@@ -76,9 +84,17 @@ class Connection(Stream[Reply]):
     """
 
     def __init__(
-        self, connection: AbstractConnection, shown: str, key_prefix: bytes, timeout_s: float, within_s: float
+        self,
+        connection: AbstractConnection,
+        shown: str,
+        key_prefix: bytes,
+        timeout_s: float,
+        within_s: float,
+        *,
+        longest_value: int = LONGEST_ENTRY,
     ) -> None:
         self._connection = connection
+        self._longest = max(longest_value + 1, _LONGEST_LINE)  # of a value, one byte more is asked for, to tell
         deadline = time.monotonic() + within_s
         host: str | None = getattr(connection, "host", None)  # a Unix socket has none
         left_s = within_s if host is None else demand_address(host, within_s)
@@ -141,6 +157,8 @@ class Connection(Stream[Reply]):
             kind, line = buffer[start : start + 1], buffer[start + 1 : end]
             if kind == b"$" and line != b"-1":
                 after = end + 2 + _integer(line)
+                if after - end - 2 > self._longest:
+                    raise Garbled("more than was asked for")
                 if len(buffer) < after + 2:
                     break
                 if buffer[after : after + 2] != b"\r\n" or after < end + 2:

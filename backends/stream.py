@@ -25,6 +25,10 @@ class Garbled(OSError):
     """The reply is not one that the server gives to what was asked."""
 
 
+class TooLong(Garbled):
+    """A value is longer than any of ours, so somebody else's: it is not read, and the server is not to blame."""
+
+
 class Stream(abc.ABC, Generic[ReplyT]):
     """One connection to one server, used by one thread at a time.
 

@@ -15,14 +15,15 @@ from typing import NamedTuple
 
 from pymemcache.client.base import Client  # type: ignore[import-untyped, unused-ignore]
 
-from cellcache.codec import MAPPED_SIZE
+from cellcache.codec import LONGEST_ENTRY, MAPPED_SIZE
 from cellcache.errors import BackendUnsupported
 
 from .names import demand_address
-from .stream import Garbled, Stream
+from .stream import Garbled, Stream, TooLong
 
 OLDEST_VERSION = (1, 6, 10)  # the first whose meta commands are stable
 _LONGEST_HEADER = 2048
+_LONGEST_SIZE = 10  # digits: no item is larger than 1 GB
 
 
 class Reply(NamedTuple):
@@ -62,10 +63,12 @@ class Connection(Stream[AnyReply]):
         tls_context: SSLContext | None = None,
         credentials: str | None = None,
         value_size: int = MAPPED_SIZE,
+        longest_value: int = LONGEST_ENTRY,
     ) -> None:
         self.over_tls = tls_context is not None
         self._server = server
         self._hits, self._each_hit = _patterns(value_size)
+        self._longest_value = longest_value
         self.opaque = count(1).__next__
         deadline = time.monotonic() + within_s
         self._client = Client(server, no_delay=True, tls_context=tls_context)
@@ -107,7 +110,7 @@ class Connection(Stream[AnyReply]):
                 replies.extend([reply] * ((done.end() - start) // size))
                 start = done.end()
                 continue
-            parsed = _parse(buffer, start)
+            parsed = _parse(buffer, start, self._longest_value)
             if parsed is None:
                 break
             reply, start = parsed
@@ -166,7 +169,7 @@ def _patterns(size: int) -> tuple[Callable[..., re.Match[bytes] | None], Callabl
     return re.compile(run, re.DOTALL).match, re.compile(hit, re.DOTALL).findall
 
 
-def _parse(buffer: bytes, start: int) -> tuple[Reply, int] | None:
+def _parse(buffer: bytes, start: int, longest_value: int) -> tuple[Reply, int] | None:
     """Return the reply that begins at `start` and where the next one does, or None while it is incomplete."""
     end = buffer.find(b"\r\n", start)
     if (end if end >= 0 else len(buffer)) - start > _LONGEST_HEADER:
@@ -176,9 +179,12 @@ def _parse(buffer: bytes, start: int) -> tuple[Reply, int] | None:
     words = buffer[start:end].split(b" ")
     if words[0] != b"VA":
         return Reply(words, b""), end + 2
-    if len(words) < 2 or not words[1].isdigit():
-        raise Garbled("a value without a size")
-    after = end + 2 + int(words[1])
+    if len(words) < 2 or not words[1].isdigit() or len(words[1]) > _LONGEST_SIZE:
+        raise Garbled("a value without a size, or of one that no memcached holds")
+    size = int(words[1])
+    if size > longest_value:
+        raise TooLong(f"a value of {size:,} bytes")
+    after = end + 2 + size
     if len(buffer) < after + 2:
         return None
     if buffer[after : after + 2] != b"\r\n":

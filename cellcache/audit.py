@@ -1,7 +1,8 @@
 """Comparing the cache with the table, as they go: what `cellcache verify` does.
 
 A difference seen once means nothing: a writer may be between its commit and its settling, or may have come in between
-our two reads. Seen again and again over a second, with the same old value standing, it is one.
+our two reads. Seen again and again over a second, with the same old value standing, it is one. So is a lease or a fence
+that would stand for longer than any of ours: it keeps the answer out of the cache for good.
 
 What a node does not answer is asked again, for a few times what its circuit breaker stays open; what stays without an
 answer is counted by itself. It is neither right nor wrong.
@@ -26,6 +27,8 @@ from cellcache.protocol import Absent, CoherentBackend, Seen
 from cellcache.store import Store
 
 T = TypeVar("T")
+Cached = bytes | Absent
+"""What stands in the place of an answer: a value, or a mark that does not end."""
 
 _LOOKS_AFTER_S = (0.05, 0.2, 0.75)
 _TRIES = 4  # of what a node did not answer: another thread of ours may be the one that its breaker lets through
@@ -97,7 +100,7 @@ class Audit:
             began = time.monotonic()
             seen = self._look(mapped)
             self._patient = not _unreachable(seen)
-            cached = {key: value for key, value in seen.items() if isinstance(value, bytes)}
+            cached = {key: value for key, value in seen.items() if isinstance(value, bytes) or value is Absent.ENDLESS}
             suspects = {key: value for key, value in cached.items() if _cell(value) != mapped[key]}
             differences, lost = self._lasting(suspects)
             report = report.including(
@@ -142,7 +145,7 @@ class Audit:
                 low, high = sorted(UUID(end).int for end in self._store.uuid_range())
         return str(UUID(int=random.randint(low, high)))  # noqa: S311 - not a secret
 
-    def _lasting(self, suspects: Mapping[str, bytes]) -> tuple[list[Difference], set[str]]:
+    def _lasting(self, suspects: Mapping[str, Cached]) -> tuple[list[Difference], set[str]]:
         """Look again until only those are left whose old value still stands and still is not what the table says.
 
         Return also those that could not be looked at again.
@@ -190,13 +193,15 @@ def _unreachable(seen: Mapping[str, Seen]) -> set[str]:
     return {key for key, value in seen.items() if value in {Absent.UNREACHABLE, Absent.UNVERIFIABLE}}
 
 
-def _cell(value: bytes) -> str | Undecodable | None:
+def _cell(value: Cached) -> str | Undecodable | Absent | None:
     try:
-        return decode(value)
+        return decode(value) if isinstance(value, bytes) else value
     except Undecodable as error:
         return error
 
 
-def _shown(value: bytes) -> str | None:
+def _shown(value: Cached) -> str | None:
+    if not isinstance(value, bytes):
+        return value.value
     cell = _cell(value)
-    return f"undecodable {value[:24].hex()}" if isinstance(cell, Undecodable) else cell
+    return f"undecodable {value[:24].hex()}" if isinstance(cell, Undecodable) else str(cell) if cell else None

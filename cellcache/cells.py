@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
 
 from sqlalchemy import Engine
 
@@ -20,6 +21,8 @@ from cellcache.model import CellMapping, is_canonical
 from cellcache.store import Store
 
 log = logging.getLogger(__name__)
+
+_BETWEEN_LOOKS_S = 1.0
 
 
 class Cells:
@@ -37,6 +40,7 @@ class Cells:
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._refresh_began = 0
+        self._next_look_at = 0.0
 
     def get(self, cell_uuid: str, *, since: int | None = None) -> CellMapping:
         """Return the cell; where it is not known, after one SQL read, if none has begun after `since`.
@@ -46,6 +50,23 @@ class Cells:
         cell = self._by_uuid.get(cell_uuid)
         if cell is None and is_canonical(cell_uuid):
             self._refresh_since(beginning() if since is None else since)
+            cell = self._by_uuid.get(cell_uuid)
+        if cell is None:
+            raise CellNotFound(cell_uuid)
+        return cell
+
+    def named_in_cache(self, cell_uuid: str) -> CellMapping:
+        """Return the cell that an entry of the cache names; raise CellNotFound as `get` does, but after at most one
+        SQL read a second, whoever asks: who writes to the cache chooses what is asked for.
+
+        What is not found so may be a cell all the same, just made. The table says, to whoever reads the mapping's row.
+        """
+        cell = self._by_uuid.get(cell_uuid)
+        if cell is None:
+            with self._refreshing:  # all threads of a new process come here at once
+                if monotonic() >= self._next_look_at:
+                    self.refresh()
+                    self._next_look_at = monotonic() + _BETWEEN_LOOKS_S
             cell = self._by_uuid.get(cell_uuid)
         if cell is None:
             raise CellNotFound(cell_uuid)

@@ -20,6 +20,8 @@ FENCE = MARK + b"F"
 LEASE = MARK + b"L"
 
 MAPPED_SIZE = len(VERSION) + 16
+LONGEST_ENTRY = 1024
+"""No release writes an entry of more bytes, signature and all: what is longer is somebody else's, and is not read."""
 
 
 class Undecodable(ValueError):

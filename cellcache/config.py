@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 
 from cellcache.arguments import LONGEST_S
-from cellcache.codec import MAPPED_SIZE
+from cellcache.codec import LONGEST_ENTRY, MAPPED_SIZE
 from cellcache.config_ownership import strays
 from cellcache.config_problems import Contradiction, Origin, Problem, explain
 from cellcache.config_servers import clear, server_contradictions
@@ -160,6 +160,7 @@ class CacheSettings(_Section):
             arguments["value_size"] = SIGNED_SIZE if self.signing_keys else MAPPED_SIZE
         else:
             arguments["url"] = clear(self.url)
+        arguments["longest_value"] = LONGEST_ENTRY
         return arguments
 
     @property

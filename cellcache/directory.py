@@ -59,6 +59,8 @@ from cellcache.write_through import Changes, WriteThrough
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 10_000
+
 NewMapping = tuple[str | UUID, str | UUID, str]
 """instance_uuid, cell_uuid, project_id"""
 
@@ -141,11 +143,11 @@ class CellDirectory:
                 self._count_hit()
                 return cell
         key = canonical_uuid(instance_uuid)
-        asked_at = beginning()
+        began, asked_at = monotonic(), beginning()
         entry = self._lookup(key)
         cell = self._cell_of_value.get(entry)
         if cell is None:
-            return self._read_through.resolve(key, entry, asked_at)
+            return self._read_through.resolve(key, entry, asked_at, began)
         self._count_hit()
         return cell
 
@@ -155,17 +157,24 @@ class CellDirectory:
         So are those whose mapping names what is no cell, for which `resolve_cell` raises MappedCellNotFound: they are
         logged now and then, counted (`stats().broken_mappings`), and named by `cellcache doctor`.
 
-        One round trip per cache node and 1,000 instances, one SQL statement per 1,000 misses.
+        One round trip per cache node and 1,000 instances, one SQL statement per 1,000 misses. All UUIDs are checked
+        first, then 10,000 at a time are looked up: the answer is all that grows with their number.
         """
         keys = canonical_uuids(instance_uuids)
-        asked_at = beginning()
+        found: dict[str, CellMapping] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            found |= self._resolve_part(keys[start : start + _AT_ONCE])
+        return found
+
+    def _resolve_part(self, keys: Sequence[str]) -> dict[str, CellMapping]:
+        began, asked_at = monotonic(), beginning()
         entries = self._backend.lookup_multi(keys)
         cells = list(map(self._cell_of_value.get, entries))
         found = {key: cell for key, cell in zip(keys, cells, strict=True) if cell is not None}
         self._counters.hits.add_many(len(found))
         if len(found) < len(keys):
             rest = {key: entry for key, entry in zip(keys, entries, strict=True) if key not in found}
-            found.update(self._read_through.resolve_many(rest, asked_at))
+            found.update(self._read_through.resolve_many(rest, asked_at, began))
         return found
 
     def map_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID, project_id: str) -> InstanceMapping:

@@ -48,9 +48,9 @@ def explain(key: str, *, store: Store, backend: CoherentBackend, cells: Cells, s
     read_through = ReadThrough(timed_store, timed_backend, timed_cells, Counters(), settings)
     cell: CellMapping | None = None
     reason: InstanceNotMapped | CellNotFound | None = None
-    asked_at = beginning()
+    began, asked_at = time.monotonic(), beginning()
     try:
-        cell = read_through.resolve(key, timed_backend.lookup(key), asked_at)
+        cell = read_through.resolve(key, timed_backend.lookup(key), asked_at, began)
     except (InstanceNotMapped, CellNotFound) as error:
         reason = error
     asked_sql = any(step.what == _SQL_STEPS["cell_of"][0] for step in steps)
@@ -74,6 +74,7 @@ _Describe = Mapping[str, tuple[str, Callable[[Any], str]]]
 _CACHE_STEPS: _Describe = {
     "lookup": ("ask the cache", _entry),
     "send_fills": ("send the answer to the cache", lambda _: "to be stored if our lease still stands"),
+    "peek_multi": ("look at its mark again", lambda seen: seen[0].value if isinstance(seen[0], Absent) else "gone"),
     "invalidate_multi": ("remove the entry", lambda done: "removed" if all(done) else "the cache did not answer"),
 }
 _SQL_STEPS: _Describe = {
@@ -81,6 +82,7 @@ _SQL_STEPS: _Describe = {
 }
 _CELLS_STEPS: _Describe = {
     "get": ("look up the cell mapping", lambda cell: cell.name or "a cell without a name"),
+    "named_in_cache": ("look up the cell mapping", lambda cell: cell.name or "a cell without a name"),
 }
 
 

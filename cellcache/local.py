@@ -64,9 +64,9 @@ class LocalLayer:
         self._drop(settlement.key for settlement in settlements)
         return self._backend.settle_multi(settlements)
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
         self._drop(keys)
-        return self._backend.invalidate_multi(keys)
+        return self._backend.invalidate_multi(keys, deadline=deadline)
 
     def check(self) -> list[NodeStatus]:
         return self._backend.check()

@@ -76,7 +76,7 @@ class PlainBackend:
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         return self.invalidate_multi([one.key for one in settlements])
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:  # noqa: ARG002
         return [self._succeeds(lambda: self._region.delete_multi(list(keys)))] * len(keys)
 
     def check(self) -> list[NodeStatus]:

@@ -16,12 +16,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Absent(enum.Enum):
-    """Why a lookup answered with neither a value nor a lease. Nothing may be stored after any of these."""
+    """Why a lookup answered with neither a value nor a lease. Nothing may be stored after any of these.
+
+    Only those who look without taking leases are told of ENDLESS. PASSED_OVER is the read path's own.
+    """
 
     LEASED = "another reader is fetching the value"
     FENCED = "a writer is changing the value"
     UNREACHABLE = "the cache node did not answer"
     UNVERIFIABLE = "nobody can verify an entry yet: the deployment's identity could not be read from the database"
+    ENDLESS = "a mark that would stand for longer than any of ours: somebody else's"
+    PASSED_OVER = "nothing that could be used, and this lookup does not ask again"
 
 
 class Lease(NamedTuple):
@@ -123,8 +128,12 @@ class CoherentBackend(Protocol):
         another writer's fence.
         """
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
-        """Remove what stands there unless it is a fence; say which nodes have confirmed."""
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
+        """Remove what stands there, unless it is a fence that will end in time; say which nodes have confirmed.
+
+        A deadline (on the monotonic clock) is that of a lookup which met what means nothing: it is looked at once more,
+        and a node that has not answered by then has failed.
+        """
 
     def check(self) -> list[NodeStatus]:
         """Reach every node, past any circuit breaker. Blocks for at most the time limit per node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,8 @@ from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import Settings
 from cellcache.errors import CellNotFound, InstanceNotMapped, MappedCellNotFound
 from cellcache.flights import Flight, Flights, beginning
+from cellcache.known_backends import MEMCACHED, REDIS
+from cellcache.marks import Marks
 from cellcache.model import CellMapping, is_canonical
 from cellcache.protocol import Absent, CoherentBackend, Fill, Lease
 from cellcache.statistics import Counters
@@ -43,20 +46,25 @@ class ReadThrough:
         self._cells = cells
         self._counters = counters
         self._limits = settings.cache
+        self._limit_s = settings.cache.timeout_s if settings.cache.backend in {MEMCACHED, REDIS} else math.inf
         # A flight is two statements at most, each of which waits for a connection and then for its answer.
         self._longest_flight_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
         self._flights: Flights[str | None] = Flights()
+        self._marks = Marks()
         self._next_warning_at = 0.0
 
-    def resolve(self, key: str, entry: Entry, asked_at: int) -> CellMapping:
-        """Return the cell of an instance whose lookup began at `asked_at` and answered `entry`."""
+    def resolve(self, key: str, entry: Entry, asked_at: int, began: float) -> CellMapping:
+        """Return the cell of an instance whose lookup answered `entry`.
+
+        It began at `asked_at` in the order of all, and at `began` on the monotonic clock.
+        """
         if isinstance(entry, bytes):
             try:
                 return self._cell_in(key, entry)
             except (Undecodable, CellNotFound):
-                entry = self._discard([key])[key]
+                entry = self._discard([key], began)[key]
         self._count_misses([entry])
-        cell_uuid = self._read({key: entry}, asked_at)[key]
+        cell_uuid = self._read(self._met({key: entry}, began), asked_at)[key]
         if cell_uuid is None:
             raise InstanceNotMapped(key)
         try:
@@ -65,29 +73,27 @@ class ReadThrough:
             self._forget_broken([key])
             raise MappedCellNotFound(key, cell_uuid) from None
 
-    def resolve_many(self, entries: Mapping[str, Entry], asked_at: int) -> dict[str, CellMapping]:
+    def resolve_many(self, entries: Mapping[str, Entry], asked_at: int, began: float) -> dict[str, CellMapping]:
         """The same for many; the answer lacks those that are not mapped, or to what is no cell."""
         found: dict[str, CellMapping] = {}
         absent: dict[str, Lease | Absent] = {}
         meaningless: list[str] = []
-        looked_at = beginning()
         for key, entry in entries.items():
             if not isinstance(entry, bytes):
                 absent[key] = entry
                 continue
             try:
-                found[key] = self._cell_in(key, entry, looked_at)
+                found[key] = self._cell_in(key, entry)
             except InstanceNotMapped:
                 continue
             except (Undecodable, CellNotFound):
                 meaningless.append(key)
         if meaningless:
-            absent |= self._discard(meaningless)
+            absent |= self._discard(meaningless, began)
         if absent:
             self._count_misses(absent.values())
-            found |= self._cells_named(
-                {key: cell for key, cell in self._read(absent, asked_at).items() if cell is not None}
-            )
+            rows = self._read(self._met(absent, began), asked_at)
+            found |= self._cells_named({key: cell for key, cell in rows.items() if cell is not None})
         return found
 
     def _cells_named(self, rows: Mapping[str, str]) -> dict[str, CellMapping]:
@@ -116,24 +122,49 @@ class ReadThrough:
         self._counters.broken_mappings.add_many(len(keys))
         self._backend.invalidate_multi(keys)
 
-    def _cell_in(self, key: str, value: bytes, looked_at: int | None = None) -> CellMapping:
+    def _cell_in(self, key: str, value: bytes) -> CellMapping:
         cell_uuid = decode(value)
         if cell_uuid is None:
             self._counters.negative_hits.add()
             raise InstanceNotMapped(key)
-        cell = self._cells.get(cell_uuid, since=looked_at)  # one that was created since this process last read them
+        cell = self._cells.named_in_cache(cell_uuid)  # one that was created since this process last read them
         self._counters.hits.add()
         return cell
 
-    def _discard(self, keys: Sequence[str]) -> dict[str, Lease | Absent]:
+    def _discard(self, keys: Sequence[str], began: float) -> dict[str, Lease | Absent]:
         """Remove entries that mean nothing to us: corrupt, foreign, or naming a cell that is no more.
 
-        Return what their absence brings: most likely the leases to put something better there.
+        Return what their absence brings: most likely the leases to put something better there. Of a slow cache they are
+        not asked for, but left to the next lookup: one that is late with garbage costs no more than one that is late.
         """
         self._counters.undecodable.add_many(len(keys))
-        self._backend.invalidate_multi(keys)
-        entries = self._look(keys)
-        return {key: Absent.LEASED if isinstance(entry, bytes) else entry for key, entry in entries.items()}
+        # The last quarter is for a process that was kept from running since the cache answered.
+        deadline = max(began + self._limit_s, time.monotonic() + self._limit_s / 4)
+        self._backend.invalidate_multi(keys, deadline=deadline)
+        entries = {} if self._is_slow(began) else self._look(keys)
+        return {key: Absent.PASSED_OVER if isinstance(entry := entries.get(key, b""), bytes) else entry for key in keys}
+
+    def _is_slow(self, began: float) -> bool:
+        """Return whether the cache has taken so long for this lookup that nothing more should be asked of it."""
+        return time.monotonic() - began > self._limit_s / 2
+
+    def _met(self, entries: Mapping[str, Lease | Absent], began: float) -> Mapping[str, Lease | Absent]:
+        """Remove marks that are not ours, where this is not the first lookup to meet one.
+
+        Nor is a slow cache asked whether the holder of a lease is done.
+        """
+        marked = [key for key, entry in entries.items() if entry is Absent.LEASED or entry is Absent.FENCED]
+        if not marked:
+            return entries
+        if self._is_slow(began):
+            return {**entries, **dict.fromkeys(marked, Absent.PASSED_OVER)}
+        again = self._marks.met_again(marked)
+        if again:
+            seen = self._backend.peek_multi(again)
+            endless = [key for key, one in zip(again, seen, strict=True) if one is Absent.ENDLESS]
+            if endless:
+                return {**entries, **self._discard(endless, began)}
+        return entries
 
     def _read(self, entries: Mapping[str, Lease | Absent], asked_at: int) -> dict[str, str | None]:
         """Return what the table says, read once for all threads that ask at the same time."""
@@ -222,21 +253,18 @@ class ReadThrough:
         """Return what the cache says now, and for the rest what it has in place of an answer."""
         answers: dict[str, str | None] = {}
         absent: dict[str, Lease | Absent] = {}
-        meaningless: list[str] = []
-        found = self._look(keys)
-        looked_at = beginning()
-        for key, entry in found.items():
+        for key, entry in self._look(keys).items():
             if not isinstance(entry, bytes):
                 absent[key] = entry
                 continue
             try:
                 cell_uuid = decode(entry)
                 if cell_uuid is not None:
-                    self._cells.get(cell_uuid, since=looked_at)
+                    self._cells.named_in_cache(cell_uuid)
                 answers[key] = cell_uuid
             except (Undecodable, CellNotFound):
-                meaningless.append(key)
-        return answers, absent | self._discard(meaningless) if meaningless else absent
+                absent[key] = Absent.PASSED_OVER  # the next lookup will remove it
+        return answers, absent
 
     def _fill(self, answers: Mapping[str, tuple[Lease, str | None]], *, wait: bool) -> None:
         mapped_s, not_mapped_s = self._limits.ttl_s, self._limits.negative_ttl_s

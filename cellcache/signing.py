@@ -159,8 +159,8 @@ class SignedBackend:
         signer = self._signing.obtain()
         return self._backend.settle_multi([_signed_settlement(one, signer) for one in settlements])
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
-        return self._backend.invalidate_multi(keys)
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
+        return self._backend.invalidate_multi(keys, deadline=deadline)
 
     def check(self) -> list[NodeStatus]:
         return self._backend.check()

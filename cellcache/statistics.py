@@ -38,8 +38,8 @@ class Statistics:
     unreachable: int
     """Those of the misses whose cache node did not answer, or was not asked because it had just failed."""
     undecodable: int
-    """Entries removed because they meant nothing: corrupt, foreign, naming a cell that is no more, or signed until a
-    time that is over.
+    """Entries removed because they meant nothing: corrupt, foreign, too long, naming a cell that is no more, or signed
+    until a time that is over; and leases and fences that would have stood for longer than any of ours.
     """
     broken_mappings: int
     """Lookups of instances whose mapping names what is no cell; `doctor` names them."""

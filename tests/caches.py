@@ -16,6 +16,7 @@ from cellcache.backends.memcached import MemcachedBackend
 from cellcache.backends.memory import MemoryBackend
 from cellcache.backends.redis import RedisBackend
 from cellcache.backends.resp import command
+from cellcache.codec import FENCE
 from cellcache.protocol import CoherentBackend, Fence, Lease
 from tests.fake_redis import FakeRedis
 from tests.servers import Memcached, Redis
@@ -67,6 +68,10 @@ class Cache(abc.ABC):
         """Put any bytes there."""
 
     @abc.abstractmethod
+    def place_mark(self, key: str, mark: bytes, ttl_s: int) -> None:
+        """Put a lease or a fence there as somebody else would; 0: without an end."""
+
+    @abc.abstractmethod
     def evict(self, key: str) -> None: ...
 
     @abc.abstractmethod
@@ -90,6 +95,9 @@ class MemoryCache(Cache):
 
     def write(self, key: str, value: bytes) -> None:
         self._insider._put(key, value, inf)
+
+    def place_mark(self, key: str, mark: bytes, ttl_s: int) -> None:
+        self._insider._put(key, mark, time.monotonic() + ttl_s if ttl_s else inf)
 
     def evict(self, key: str) -> None:
         self._insider._store.entries.pop(key, None)
@@ -115,6 +123,12 @@ class MemcachedCache(Cache):
 
     def write(self, key: str, value: bytes) -> None:
         self._do(key, b"ms %b %d b T0\r\n%b\r\n", len(value), value)
+
+    def place_mark(self, key: str, mark: bytes, ttl_s: int) -> None:
+        if mark.startswith(FENCE):
+            self._do(key, b"ms %b %d b T%d\r\n%b\r\n", len(mark), ttl_s, mark)
+        else:  # a lease is an empty item that whoever looks it up makes
+            self._do(key, b"mg %b b c N%d\r\n", ttl_s)
 
     def evict(self, key: str) -> None:
         self._do(key, b"md %b b\r\n")
@@ -146,6 +160,9 @@ class RedisCache(Cache):
 
     def write(self, key: str, value: bytes) -> None:
         self.do(b"SET", key, value)
+
+    def place_mark(self, key: str, mark: bytes, ttl_s: int) -> None:
+        self.do(b"SET", key, mark, *([b"EX", b"%d" % ttl_s] if ttl_s else []))
 
     def evict(self, key: str) -> None:
         self.do(b"DEL", key)

@@ -48,10 +48,13 @@ class ScriptedSocket:
 class MemcachedConnection(wire.Connection):  # type: ignore[misc, unused-ignore]
     """A connection to memcached over a socket of the test's own, past the handshake."""
 
-    def __init__(self, sock: Any, timeout_s: float = 5.0, value_size: int = MAPPED_SIZE) -> None:
+    def __init__(
+        self, sock: Any, timeout_s: float = 5.0, value_size: int = MAPPED_SIZE, longest_value: int = 1 << 29
+    ) -> None:
         self.over_tls = False
         self._server = "scripted"
         self._hits, self._each_hit = wire._patterns(value_size)
+        self._longest_value = longest_value
         self.opaque = count(1).__next__
         self._client = Client("scripted:1")
         self._client.sock = sock
@@ -69,6 +72,7 @@ class RedisConnection(resp.Connection):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, sock: Any, timeout_s: float = 5.0) -> None:
         self._connection = cast("Any", _Disconnectable(sock))
+        self._longest = 1 << 29
         self.version = "7.0.15"
         self.prefix = b"prefix"
         self.fill = self.settle = b"0" * 40

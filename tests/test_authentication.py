@@ -187,7 +187,7 @@ def test_redis_user_of_other_keys_is_told_which_are_needed(database_url: str) ->
 @pytest.mark.needs("redis")
 def test_redis_user_who_may_not_look_changes_nothing(database_url: str) -> None:
     """A script that cannot see what stands there must not take it for something that may go: it may be a fence."""
-    with redis_with_user(*(rule for rule in readme_user() if rule != "+get")) as server:
+    with redis_with_user(*(rule for rule in readme_user() if rule != "+getrange")) as server:
         settings = settings_of(database_url, server, **USER, retry_s=0.001)
         with CellDirectory.open(settings) as directory:
             backend, key = directory._backend, str(uuid4())

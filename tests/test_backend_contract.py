@@ -583,6 +583,68 @@ def test_foreign_bytes_are_returned_and_can_be_removed(cache: Cache, backend: Ba
     assert backend.errors == 0
 
 
+@pytest.mark.parametrize("size", [1000, 900_000])
+@pytest.mark.parametrize("at", [[0], [2, 5, 7], list(range(8))], ids=["the first", "some", "all"])
+def test_what_is_too_long_is_not_read_and_blames_nobody(cache: Cache, size: int, at: list[int]) -> None:
+    if isinstance(cache, MemoryCache):
+        return  # nobody else can write there
+    keys = [new_key() for _ in range(8)]
+    backend = cache.backend(longest_value=100)
+    for key in keys:
+        stored(backend, key)
+    for position in at:
+        cache.write(keys[position], b"x" * size)
+    expected = [b"" if position in at else OLD for position in range(8)]
+    assert backend.lookup_multi(keys) == expected
+    assert [backend.lookup(key) for key in keys] == expected
+    assert backend.peek_multi(keys) == expected
+    assert backend.invalidate_multi([keys[position] for position in at], deadline=time.monotonic() + 5) == [True] * len(
+        at
+    )
+    assert [isinstance(entry, Lease) for entry in backend.lookup_multi(keys)] == [entry == b"" for entry in expected]
+    assert backend.errors == 0
+
+
+def test_as_long_as_a_value_may_be_is_read(cache: Cache, key: str) -> None:
+    backend = cache.backend(longest_value=100)
+    cache.write(key, b"x" * 100)
+    assert backend.lookup(key) == b"x" * 100
+    assert backend.lookup_multi([key, new_key()])[0] == b"x" * 100
+    assert backend.peek_multi([key]) == [b"x" * 100]
+    with pytest.raises(ValueError, match="too large: at most 100"):
+        backend.set_serialized(key, b"x" * 101)
+
+
+def test_writers_pass_over_what_is_too_long(cache: Cache) -> None:
+    backend = cache.backend(longest_value=100)
+    lost, late = new_key(), new_key()
+    fence, another = fenced(backend, lost), fenced(backend, late)
+    cache.write(lost, b"x" * 900_000)
+    cache.write(late, b"x" * 900_000)
+    assert settle(backend, lost, fence, NEW), "what stands in the place of a lost fence is removed"
+    assert settle(backend, late, Fence(another.mark), None)
+    assert all(isinstance(entry, Lease) for entry in backend.lookup_multi([lost, late]))
+    assert fenced(backend, lost)
+    assert backend.errors == 0
+
+
+@pytest.mark.parametrize("mark", [LEASE + b"12345678", FENCE + b"12345678"], ids=["lease", "fence"])
+@pytest.mark.parametrize("ttl_s", [0, 700], ids=["for ever", "for too long"])
+def test_a_mark_that_would_outlive_any_of_ours_is_seen_and_removed(cache: Cache, mark: bytes, ttl_s: int) -> None:
+    if isinstance(cache, MemoryCache):
+        return  # nobody else can write there
+    backend, key, own = cache.backend(lease_ttl_s=60, fence_ttl_s=600), new_key(), new_key()
+    cache.place_mark(key, mark, ttl_s)
+    assert backend.lookup_multi([key]) == [Absent.FENCED if mark.startswith(FENCE) else Absent.LEASED]
+    leased(backend, own)
+    assert backend.peek_multi([key, own]) == [Absent.ENDLESS, Absent.LEASED]
+    fenced(backend, own)
+    assert backend.peek_multi([key, own]) == [Absent.ENDLESS, Absent.FENCED]
+    assert backend.invalidate_multi([key, own]) == [True, True]
+    assert isinstance(backend.lookup(key), Lease)
+    assert backend.lookup(own) is Absent.FENCED
+
+
 @pytest.mark.parametrize("value", [b"", b"\x00", LEASE, FENCE, b"\x00\x00\x00\x00", FENCE + bytes(40)])
 def test_what_looks_like_a_mark_is_never_a_value_and_yields_to_a_writer(
     cache: Cache, backend: Backend, key: str, value: bytes

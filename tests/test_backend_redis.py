@@ -333,9 +333,9 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     assert backend.lookup(moved) == NEW
 
 
-@pytest.mark.parametrize("refused", [0, 1], ids=["the lookup", "the removal"])
+@pytest.mark.parametrize("refused", [0, 3], ids=["the lookup", "the removal"])
 def test_check_says_that_it_is_full(refused: int) -> None:
-    replies = [b"$-1\r\n", b":1\r\n"]
+    replies = [b"+OK\r\n", b"$2\r\n\0L\r\n", b":-2\r\n", b":1\r\n"]
     replies[refused] = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
     backend, _ = scripted.redis([b"".join(replies), b"$0\r\n\r\n"])
     (status,) = backend.check()
@@ -420,7 +420,15 @@ def test_documented_rules_are_all_that_a_user_needs(own_server: Redis, key: str)
 @needs_redis
 @pytest.mark.parametrize(
     ("lacking", "supported"),
-    [("+info", False), ("+script|load", False), ("+set", True), ("+evalsha", True), ("+del", True)],
+    [
+        ("+info", False),
+        ("+script|load", False),
+        ("+set", True),
+        ("+getrange", True),
+        ("+pttl", True),
+        ("+evalsha", True),
+        ("+del", True),
+    ],
 )
 def test_check_says_which_rule_a_user_lacks(own_server: Redis, lacking: str, supported: bool, key: str) -> None:
     rules = [rule for rule in ACL_RULES.split() if rule != lacking]
@@ -630,6 +638,7 @@ class _Parser(Connection):  # type: ignore[misc]
 
     def __init__(self) -> None:
         """Connect to nothing."""
+        self._longest = 1 << 29
 
     def close(self) -> None:
         """Nothing is open."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -516,3 +517,65 @@ def test_error_of_the_caller_passes_through_and_the_connection_goes_back(
 def _use_and_fail(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
     raise ZeroDivisionError
+
+
+# -- cells that only the cache names ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One item for each time that all cells were read."""
+    reads: list[None] = []
+    cells = directory._store.cells
+
+    def counted() -> list[CellMapping]:
+        reads.append(None)
+        return cells()
+
+    monkeypatch.setattr(directory._store, "cells", counted)
+    return reads
+
+
+def test_entries_that_name_no_cell_cost_one_read_of_the_cells_a_second(
+    directory: CellDirectory, reads: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, clock = new_uuids(300), SimpleNamespace(now=1000.0)
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    directory.get_cell(HERE)
+    monkeypatch.setattr("cellcache.cells.monotonic", lambda: clock.now)
+    for second in range(3):
+        clock.now, reads[:] = 2000.0 + second, []
+        for key in keys:
+            directory.region.set(key, str(uuid4()))
+        assert directory.resolve_cells(keys[:100]).keys() == set(keys[:100])
+        assert directory.resolve_cell(keys[100]).uuid == HERE
+        with ThreadPoolExecutor(4) as threads:
+            assert {cell.uuid for cell in threads.map(directory.resolve_cell, keys[101:])} == {HERE}
+        assert len(reads) == 1
+    assert directory.stats().undecodable == 900
+
+
+def test_a_new_cell_is_found_however_lately_the_cache_named_one_that_is_none(
+    site: Site, directory: CellDirectory, key: str
+) -> None:
+    other, stray = site.open(), str(uuid4())
+    directory.map_instance(stray, HERE, PROJECT)
+    directory.region.set(stray, str(uuid4()))
+    assert directory.resolve_cell(stray).uuid == HERE
+    cell = other.create_cell("cell1", DATABASE, QUEUE)
+    other.map_instance(key, cell.uuid, PROJECT)
+    assert directory.resolve_cell(key) == cell
+
+
+def test_entries_are_kept_while_the_cells_cannot_be_read(site: Site, directory: CellDirectory, key: str) -> None:
+    directory.map_instance(key, HERE, PROJECT)
+    newcomer = site.open()
+    site.run("ALTER TABLE cell_mapping RENAME TO away")
+    try:
+        for _ in range(2):
+            with pytest.raises(CellCacheError):
+                newcomer.resolve_cell(key)
+    finally:
+        site.run("ALTER TABLE away RENAME TO cell_mapping")
+    assert newcomer.resolve_cell(key).uuid == HERE
+    assert (newcomer.stats().undecodable, newcomer.stats().hits) == (0, 1)

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cellcache import CellDirectory, InstanceNotMapped
-from cellcache.codec import encode
+from cellcache import CellDirectory, InstanceNotMapped, marks
+from cellcache.codec import FENCE, LEASE, encode
 from cellcache.protocol import Absent
 from cellcache.read_through import jittered
 from tests.caches import MemcachedCache, RedisCache, eventually
@@ -142,9 +142,12 @@ def test_so_is_one_that_takes_the_place_of_a_lease_that_was_waited_for(
 
     monkeypatch.setattr(backend, method, lookup)
     monkeypatch.setattr(directory, "_lookup", backend.lookup)
-    cell = directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)
-    assert cell.uuid == THERE
-    assert (directory.stats().undecodable, directory.stats().hits) == (1, 0)
+    for counted in (0, 1):  # a lookup that has waited removes nothing more
+        cell = directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)
+        assert cell.uuid == THERE
+        assert (directory.stats().undecodable, directory.stats().hits) == (counted, 0)
+    assert directory.resolve_cell(key).uuid == THERE
+    assert directory.stats().hits == 1
 
 
 def test_garbage_among_many_costs_only_itself(site: Site, directory: CellDirectory) -> None:
@@ -155,6 +158,65 @@ def test_garbage_among_many_costs_only_itself(site: Site, directory: CellDirecto
     assert directory.resolve_cells(keys).keys() == set(keys)
     stats = directory.stats()
     assert (stats.hits, stats.undecodable, stats.sql_reads) == (20, 10, 1)
+
+
+def test_many_that_are_too_long_cost_the_other_hits_nothing(shared: Site) -> None:
+    directory, keys = shared.open(), new_uuids(60)
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    for key in keys[:30]:
+        shared.cache.write(key, bytes(range(1, 251)) * 3000)
+    assert directory.resolve_cells(keys).keys() == set(keys)
+    assert (directory.stats().hits, directory.stats().undecodable) == (30, 30)
+    for _ in range(2):
+        assert directory.resolve_cells(keys).keys() == set(keys)
+    assert (directory.stats().hits, directory.stats().undecodable) == (30 + 60 + 60, 30)
+    assert (directory.stats().unreachable, directory.stats().cache_errors) == (0, 0)
+
+
+@pytest.mark.parametrize("mark", [LEASE + b"12345678", FENCE + b"12345678"], ids=["lease", "fence"])
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+def test_a_mark_without_an_end_is_removed_by_who_meets_it_twice(
+    shared: Site, key: str, mark: bytes, bulk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = shared.open()
+    directory.map_instance(key, HERE, PROJECT)
+    shared.cache.evict(key)
+    shared.cache.place_mark(key, mark, 0)
+    seen = []
+    for again_after_s in (1000.0, 1000.0, 0.0, 0.0, 0.0):
+        monkeypatch.setattr(marks, "_AGAIN_AFTER_S", again_after_s)
+        cell = directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)
+        assert cell.uuid == HERE
+        seen.append((directory.stats().misses, directory.stats().undecodable, directory.stats().hits))
+    assert seen == [(1, 0, 0), (2, 0, 0), (3, 1, 0), (3, 1, 1), (3, 1, 2)]
+
+
+@pytest.mark.parametrize("kind", ["lease", "fence"])
+def test_a_mark_that_ends_in_time_is_left_alone_however_often_it_is_met(
+    shared: Site, key: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "_AGAIN_AFTER_S", 0.0)
+    directory, other = shared.open(), shared.open()
+    directory.map_instance(key, HERE, PROJECT)
+    shared.cache.evict(key)
+    place: Any = other._backend.lookup if kind == "lease" else other._backend.fence_multi
+    place(key if kind == "lease" else [key])
+    for _ in range(3):
+        assert directory.resolve_cell(key).uuid == HERE
+    assert directory.stats().undecodable == 0
+    assert other._backend.lookup(key) is (Absent.LEASED if kind == "lease" else Absent.FENCED)
+
+
+def test_marks_that_were_met_are_few_and_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(marks, "monotonic", lambda: now)
+    met = marks.Marks()
+    assert met.met_again(["a", "b"]) == met.met_again(["a"]) == []
+    now += marks._AGAIN_AFTER_S
+    assert met.met_again(["a", "c"]) == ["a"]
+    assert met.met_again(["a"]) == [], "it was told, and begins anew"
+    met.met_again(map(str, range(25_000)))
+    assert len(met._met_at) <= marks._MOST
 
 
 def test_value_of_another_type_is_a_counted_miss_and_then_replaced(

@@ -24,6 +24,7 @@ CELL = encode("0d4ed1d2-8b8c-4e0a-9a43-3b1f3ad1e4ab")
 UNREACHABLE = Absent.UNREACHABLE
 
 Entry = bytes | Lease | Absent
+Reply = bytes | int | str | None
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,12 +38,12 @@ def _no_log() -> Iterator[None]:
 # -- a second reader of the protocol, slow and plain, to compare with --------------------------------------------------
 
 
-def read(stream: bytes, n: int) -> tuple[list[Entry | str | int], bytes] | None:
-    """Return what a lookup makes of the first n replies, and what is left; None where there are no n replies.
+def read(stream: bytes, n: int) -> tuple[list[Reply], bytes] | None:
+    """Return the first n replies and what is left; None where there are no n replies.
 
-    A lease is "lease", an error about one key its text, a number itself; whatever else is an error ends the reading.
+    An error about one key is its text; whatever else is an error ends the reading.
     """
-    found: list[Entry | str | int] = []
+    found: list[Reply] = []
     for _ in range(n):
         line, end, stream = stream.partition(b"\r\n")
         kind, rest = line[:1], line[1:]
@@ -59,13 +60,13 @@ def read(stream: bytes, n: int) -> tuple[list[Entry | str | int], bytes] | None:
             body, end, stream = stream[: max(0, size)], stream[max(0, size) :][:2], stream[max(0, size) + 2 :]
             if size < 0 or len(body) < size or end != b"\r\n":
                 return None
-            found.append(_meaning(body))
+            found.append(body)
         elif kind == b"$":
-            found.append("lease")
+            found.append(None)
         elif kind == b":":
             found.append(-1)
         elif kind == b"+":
-            found.append(_meaning(rest))
+            found.append(rest)
         elif kind == b"-" and rest.split(b" ")[0] in {b"OOM", b"WRONGTYPE"}:
             found.append(rest.decode(errors="replace"))
         else:
@@ -73,30 +74,36 @@ def read(stream: bytes, n: int) -> tuple[list[Entry | str | int], bytes] | None:
     return found, stream
 
 
-def _meaning(value: bytes) -> Entry:
-    if value.startswith(FENCE):
+def meaning(granted: Reply, standing: Reply) -> Entry | str:
+    """Return what a lookup makes of its two replies; "odd" where no Redis replies so."""
+    if granted == b"OK":
+        return "lease"
+    if isinstance(granted, str):
+        return UNREACHABLE
+    if granted is not None or standing is None or isinstance(standing, int):
+        return "odd"
+    if isinstance(standing, str):
+        return b"" if standing.startswith("WRONGTYPE") else UNREACHABLE
+    if standing.startswith(FENCE):
         return Absent.FENCED
-    return Absent.LEASED if value.startswith(LEASE) else value
+    return Absent.LEASED if standing.startswith(LEASE) else standing
 
 
 def check_entries(got: Sequence[Entry], stream: bytes, connection: RedisConnection) -> None:
     """Compare the answer to a lookup of so many keys with what the plain reader makes of the stream."""
-    parsed = read(stream, len(got))
+    parsed = read(stream, 2 * len(got))
     if parsed is None:
         assert list(got) == [UNREACHABLE] * len(got)
         assert connection.closed
         return
     found, left = parsed
+    meant = [meaning(granted, standing) for granted, standing in zip(found[::2], found[1::2], strict=True)]
     shown = ["lease" if isinstance(entry, Lease) else entry for entry in got]
     if connection.closed and shown == [UNREACHABLE] * len(got):
-        assert left or any(isinstance(one, int) for one in found)
+        assert left or "odd" in meant
         return
-    expected = [
-        (b"" if one.startswith("WRONGTYPE") else UNREACHABLE) if isinstance(one, str) and one != "lease" else one
-        for one in found
-    ]
-    assert shown == [UNREACHABLE if isinstance(one, int) else one for one in expected]
-    assert not any(isinstance(one, int) for one in found) or connection.closed
+    assert shown == [UNREACHABLE if one == "odd" else one for one in meant]
+    assert "odd" not in meant or connection.closed
 
 
 # -- what a server may say -------------------------------------------------------------------------------------------
@@ -127,7 +134,9 @@ errors = st.sampled_from(
 hits = st.builds(lambda body: b"$%d\r\n%b\r\n" % (len(body), body), bodies)
 replies = st.one_of(
     hits,
-    hits,
+    hits.map(b"$-1\r\n".__add__),
+    hits.map(b"$-1\r\n".__add__),
+    st.just(b"+OK\r\n$10\r\n\0L01234567\r\n"),
     st.just(b"$-1\r\n"),
     st.builds(lambda size, body: b"$%b\r\n%b\r\n" % (size, body), sizes, bodies),
     st.builds(lambda number: b":%b\r\n" % number, st.one_of(sizes, st.integers().map(b"%d".__mod__))),
@@ -227,7 +236,7 @@ def check_confirmed(backend: RedisBackend, said: Sequence[bool], confirmed: Sequ
 @pytest.mark.slow
 @lengthy
 @given(pieces, pieces)
-@example([b"$" + b"9" * 5000 + b"\r\n"], [])
+@example([b"$-1\r\n$" + b"9" * 5000 + b"\r\n"], [])
 def test_lookup_answers_rightly_or_not_at_all(script: Pieces, again: Pieces) -> None:
     check_lookup(script, again)
 
@@ -250,9 +259,9 @@ def test_no_change_is_confirmed_that_the_server_did_not_confirm(script: Pieces, 
 @pytest.mark.slow
 @lengthy
 @given(pieces, st.integers(1, 3))
-@example([b":1\r\n$17\r\n" + CELL + b"\r\n"], 1)
-@example([b":1\r\n", b":0\r\n", b"$-1\r\n"], 2)
-@example([b"-OOM command not allowed\r\n", b"$17\r\n" + CELL + b"\r\n"], 1)
+@example([b":1\r\n$-1\r\n$17\r\n" + CELL + b"\r\n"], 1)
+@example([b":1\r\n", b":0\r\n", b"+OK\r\n", b"$0\r\n\r\n"], 2)
+@example([b"-OOM command not allowed\r\n", b"$-1\r\n$17\r\n" + CELL + b"\r\n"], 1)
 @example([b"$17\r\n" + CELL + b"\r\n", b":1\r\n"], 1)
 def test_a_lookup_behind_sent_fills_answers_rightly_or_not_at_all(script: Pieces, n: int) -> None:
     check_sent_fills(script, n)
@@ -300,8 +309,9 @@ def test_handshake_ends_in_a_server_that_is_known_or_an_error(script: list[bytes
 def test_corpus(path: Path, size: int) -> None:
     data = path.read_bytes()
     script = in_pieces(data, [max(size, len(data) // 1000)])
-    check_lookup(script, [])
-    check_lookup([], script)
+    for before in (b"", b"$-1\r\n", b"+OK\r\n"):
+        check_lookup([before, *script], [])
+        check_lookup([], [before, *script])
     for n in (1, 2, 3):
         check_lookup_multi(script, n)
         check_changes(script, n)

@@ -243,7 +243,7 @@ class Shared:
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         return [True] * len(settlements)
 
-    def invalidate_multi(self, keys: Sequence[str]) -> list[bool]:
+    def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
         return [True] * len(keys)
 
     def forget_connections(self) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from cellcache import CellDirectory, InstanceNotMapped, Settings
+from cellcache.backends.breaker import Breaker
 from cellcache.backends.memcached import MemcachedBackend
 from cellcache.protocol import Absent, Fill, Lease
+from tests.directories import create_tables
 from tests.scripted import MemcachedConnection, RedisConnection, memcached, redis
 
 LIMIT_S = 5.0
@@ -24,6 +28,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class DrippingSocket:
@@ -113,6 +120,86 @@ def test_a_server_that_hangs_up_late_is_not_asked_again(kind: str, at_once: int,
     assert (backend.lookup_multi([KEY] * at_once) if at_once else [backend.lookup(KEY)])[0] is Absent.UNREACHABLE
     assert clock.now - began <= LIMIT_S
     assert backend.errors == 1  # which a second try, refused, would have made two
+
+
+# -- what means nothing ------------------------------------------------------------------------------------------------
+
+
+class GarbageSocket:
+    """Answers each request with garbage that has changed, so long after it was asked."""
+
+    def __init__(self, clock: Clock, kind: str, late_s: float) -> None:
+        self.asked = 0
+        self._clock = clock
+        self._kind = kind
+        self._late_s = late_s
+        self._limit_s = 0.0
+        self._replies = b""
+
+    def settimeout(self, seconds: float) -> None:
+        self._limit_s = seconds
+
+    def sendall(self, data: bytes) -> None:
+        if self._kind == "redis":
+            script = b"EVALSHA" in data
+            self._replies += b":1\r\n" if script else b"$-1\r\n$3\r\nbad\r\n" * data.count(b"GETRANGE")
+            self.asked += 1
+            return
+        for line in data.splitlines():
+            self.asked += 1
+            tag = next(word for word in line.split() if word.startswith(b"O"))
+            changed = b"EX %b\r\n" % tag if line.startswith(b"md") else b"VA 3 %b c%d\r\nbad\r\n" % (tag, self.asked)
+            self._replies += changed
+
+    def recv(self, _size: int) -> bytes:
+        late_s = min(self._late_s, self._limit_s)
+        self._clock.now += late_s
+        if late_s < self._late_s:
+            raise TimeoutError
+        replies, self._replies = self._replies, b""
+        return replies
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def directory(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellDirectory]:
+    """One whose lookups go by the test's clock; its cache is put in by the test."""
+    url = f"sqlite:///{tmp_path / 'cellcache.db'}"
+    create_tables(url)
+    monkeypatch.setattr("cellcache.directory.monotonic", clock.monotonic)
+    monkeypatch.setattr("cellcache.read_through.time", SimpleNamespace(monotonic=clock.monotonic, sleep=clock.sleep))
+    cache = {"backend": "cellcache.memcached", "servers": ["scripted:1"], "timeout_s": LIMIT_S, "lease_ttl_s": 9.0}
+    with CellDirectory(Settings(database={"url": url}, cache=cache)) as directory:
+        yield directory
+
+
+def put_in(directory: CellDirectory, backend: Any) -> None:
+    (getattr(backend, "_node", None) or backend._nodes[0])._breaker = Breaker(3600.0)
+    directory._backend = directory._read_through._backend = backend
+    directory._lookup = backend.lookup
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+@pytest.mark.parametrize("bulk", [False, True], ids=["single", "bulk"])
+@pytest.mark.parametrize("late", [0.0, 0.2, 0.45, 0.95])
+def test_a_server_whose_garbage_changes_costs_little_more_than_the_limit_however_late(
+    kind: str, bulk: bool, late: float, clock: Clock, directory: CellDirectory
+) -> None:
+    sock = GarbageSocket(clock, kind, late * LIMIT_S)
+    put_in(directory, backend_over(kind, sock))
+    began = clock.now
+    for _ in range(20):
+        if bulk:
+            assert directory.resolve_cells([KEY]) == {}
+        else:
+            with pytest.raises(InstanceNotMapped):
+                directory.resolve_cell(KEY)
+        assert sock.asked <= 4, "two looks, a removal, and a look for the lease"
+        assert clock.now - began <= 1.3 * LIMIT_S
+        assert directory._backend.errors == (1 if late > 0.4 and (late > 0.9 or kind == "memcached") else 0)
+        began, sock.asked = clock.now, 0
 
 
 # -- connecting counts too -------------------------------------------------------------------------------------------

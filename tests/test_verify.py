@@ -18,9 +18,10 @@ from cellcache import CellDirectory, DatabaseUnavailable, InvalidValue, VerifyRe
 from cellcache.backends.memory import MemoryBackend
 from cellcache.cli import main
 from cellcache.cli.coherence import with_nines
+from cellcache.codec import FENCE, LEASE
 from cellcache.protocol import Absent, Seen
 from cellcache.tables import instance_mapping
-from tests.directories import CACHES, DATABASES, HERE, THERE, Site, new_uuids, open_site
+from tests.directories import CACHES, DATABASES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
 from tests.servers import Memcached, Redis
 
 
@@ -59,6 +60,31 @@ def test_wrong_cell_and_wrong_not_mapped_are_found_and_left_alone(directory: Cel
         assert (report.checked, report.wrong, report.repaired) == (20, 2, 0)
         found = {one.instance_uuid: (one.cached_cell_uuid, one.mapped_cell_uuid) for one in report.differences}
         assert found == {wrong_cell: (THERE, HERE), not_mapped: (None, HERE)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARED_CACHES)
+def test_what_would_keep_answers_out_for_good_is_found_and_repaired(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with open_site(request, tmp_path, kind) as site:
+        directory = site.open()
+        leased, fenced, long, *_ = uuids = new_uuids(20)
+        directory.map_instances((uuid, HERE, "project") for uuid in uuids)
+        site.cache.evict(leased)
+        site.cache.place_mark(leased, LEASE + b"12345678", 0)
+        site.cache.place_mark(fenced, FENCE + b"12345678", 0)
+        site.cache.write(long, b"x" * 100_000)
+        report = last(directory.verify())
+        assert (report.checked, report.cached, report.wrong, report.repaired) == (20, 20, 3, 0)
+        assert {one.instance_uuid for one in report.differences} == {leased, fenced, long}
+        endless = [one for one in report.differences if one.instance_uuid != long]
+        assert [one.cached_cell_uuid for one in endless] == [Absent.ENDLESS.value] * 2
+        assert last(directory.verify(repair=True)).repaired == 3
+        assert last(directory.verify()).consistency == 1.0
+        directory.resolve_cells(uuids)
+        assert directory.resolve_cells(uuids).keys() == set(uuids)
+        assert directory.stats().hits == 17 + 20
 
 
 @pytest.mark.slow
