@@ -145,10 +145,10 @@ def test_a_right_that_one_table_lacks_is_a_problem(kind: str, missing: str, requ
 
 
 def test_an_account_that_may_only_select_is_a_problem(mariadb: MariaDB, postgresql: PostgreSQL) -> None:
-    for server, account in ((mariadb, "reader@'127.0.0.1'"), (postgresql, "reader")):
+    for server, account in ((mariadb, "may_select@'127.0.0.1'"), (postgresql, "may_select")):
         admin = server.create_database("for_a_reader")
         schema.upgrade(admin)
-        url = with_account(server, "for_a_reader", "reader")
+        url = with_account(server, "for_a_reader", "may_select")
         for table in TABLES:
             in_database(admin, f"GRANT SELECT ON {table} TO {account}")
         assert refused(url).endswith(" more)")
