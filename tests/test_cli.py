@@ -79,8 +79,9 @@ def test_a_key_that_is_there_is_left_alone(deployment: Deployment) -> None:
     assert (refused.code, refused.out) == (2, "")
     assert "is there already" in refused.error
     assert file.read_text() == "in use"
-    refused = deployment.run("cache", "signing-key", str(deployment.folder / "nowhere" / "key"))
-    assert (refused.code, "cannot write" in refused.error) == (2, True)
+    for impossible in (str(deployment.folder / "nowhere" / "key"), "a\0b", "a\ud800"):
+        refused = deployment.run("cache", "signing-key", impossible)
+        assert (refused.code, "cannot write" in refused.error) == (2, True)
 
 
 @pytest.mark.slow

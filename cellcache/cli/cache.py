@@ -43,5 +43,5 @@ def _write_new(file: str, key: str) -> None:
             opened.write(f"{key}\n")
     except FileExistsError:
         raise UsageProblem(f"{file} is there already, and was left alone: a key that is in use must not go") from None
-    except OSError as error:
-        raise UsageProblem(f"cannot write {file}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: there is no such name
+        raise UsageProblem(f"cannot write {file}: {getattr(error, 'strerror', error)}") from None
