@@ -132,10 +132,10 @@ def _forget_values(engine: Engine) -> None:
     def forget(context: ExceptionContext) -> None:
         if isinstance(context.sqlalchemy_exception, StatementError):
             context.sqlalchemy_exception.params = None
-        if isinstance(context.original_exception, UnicodeEncodeError):
-            context.original_exception.object = ""  # PyMySQL writes the values into the statement, and encodes it all
-        elif isinstance(context.original_exception, UnicodeDecodeError):
-            context.original_exception.object = b""
+        codec = context.original_exception
+        if isinstance(codec, UnicodeEncodeError | UnicodeDecodeError):  # PyMySQL encodes the values with the statement
+            codec.object = codec.object[:0]
+            codec.args = (codec.encoding, codec.object, codec.start, codec.end, codec.reason)
 
 
 def close_engine(engine: Engine) -> None:
