@@ -99,7 +99,7 @@ class World:
     def bad_cell_url(self) -> str:
         """A cell's database that does not answer."""
         password, token = self.vault.plant("cell's password"), self.vault.plant("cell's token")
-        return f"mysql+pymysql://cell:{password}@127.0.0.1:1/cell?auth_token={token}"
+        return f"mysql+pymysql://cell:{password}@127.0.0.1:1/cell?ssl_key_password={token}"
 
     def transport_url(self) -> str:
         first, second = self.vault.plant("queue's password"), self.vault.plant("queue's other password")
