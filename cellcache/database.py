@@ -26,6 +26,7 @@ from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.foreign import printable
 from cellcache.masking import mask_url, sounds_secret
+from cellcache.sqlite_file import make_private
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside
@@ -109,6 +110,8 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
     _forget_values(engine)
+    if backend == "sqlite" and ours:
+        event.listen(engine, "do_connect", lambda *_: make_private(parsed))
     if backend != "postgresql":  # whose driver has errors of its own for that
         _name_wrong_options(engine, url)
     if backend in {"mysql", "mariadb"}:

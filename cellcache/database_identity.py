@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL
 
+from cellcache.sqlite_file import sqlite_file
 from cellcache.url_options import postgresql_options
 
 _DEFAULT_PORT = {"mysql": 3306, "postgresql": 5432}
@@ -37,12 +37,6 @@ def _led_to(url: URL) -> tuple[object, ...]:
     database = options.get("database") or options.get("db") or options.get("dbname")
     others = [(name, options[name]) for name in _ALSO_CHOOSE if name in options]
     return (kind, _places(kind, options), database, others, _schemas(url))
-
-
-def sqlite_file(url: URL) -> str:
-    """Return the file's real path. SQLite itself reads `file:` and percent signs, and only where it says uri=true."""
-    (name, *_), options = url.get_dialect()().create_connect_args(url)
-    return os.path.realpath(unquote(urlsplit(name).path) if options.get("uri") and name.startswith("file:") else name)
 
 
 def _places(kind: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:

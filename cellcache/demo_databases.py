@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, text
 
+from cellcache import sqlite_file
 from cellcache.database import Use, database_errors, open_engine
 from cellcache.errors import ConfigError, DatabaseUnavailable
 
@@ -72,7 +73,7 @@ def drop(url: URL, name: str) -> None:
 def make_file(name: str) -> bool:
     """Create an empty file, which is an empty SQLite database; return False where there is one already."""
     try:
-        Path(name).open("xb").close()
+        sqlite_file.make_file(name)
     except FileExistsError:
         return False
     except OSError as error:

@@ -25,6 +25,7 @@ from cellcache.model import CellMapping
 from cellcache.odd_rows import odd_cells, odd_mappings
 from cellcache.protocol import NodeStatus
 from cellcache.shared_databases import shared_databases
+from cellcache.sqlite_file import odd_file
 from cellcache.tables import instance_mapping
 from cellcache.writability import refusals
 
@@ -47,6 +48,7 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
     yield database
     readable = database.level is not Level.PROBLEM
     if readable:
+        yield from odd_file(settings.database.sqlalchemy_url)
         yield _clock(settings.database)
         tables = _tables(settings)
         yield tables

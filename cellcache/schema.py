@@ -30,6 +30,7 @@ from cellcache.differences import OPTIONS, find_differences
 from cellcache.errors import ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.foreign import printable, shown
 from cellcache.masking import mask_url
+from cellcache.sqlite_file import make_private
 from cellcache.texts import LONGEST_NAME, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside, joined_options
@@ -191,6 +192,8 @@ def _alembic_errors(revision: str) -> Iterator[None]:
 def _connected(url: URL, *, slow: bool = False) -> Iterator[Connection]:
     """Connect for one call. `slow` waits for replies as long as they take: building an index may be hours."""
     where = _shown(url)
+    if url.get_backend_name() == "sqlite":
+        make_private(url)
     try:
         connection = create_engine(url, poolclass=NullPool, connect_args=_time_limits(url, slow=slow)).connect()
     except (ImportError, *WRONG_OPTIONS) as error:

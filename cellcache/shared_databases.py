@@ -14,9 +14,10 @@ from sqlalchemy import Connection, make_url, text
 
 from cellcache.config import DatabaseSettings
 from cellcache.database import database_errors, open_engine
-from cellcache.database_identity import database_identity, sqlite_file
+from cellcache.database_identity import database_identity
 from cellcache.errors import CellCacheError
 from cellcache.model import CellMapping
+from cellcache.sqlite_file import sqlite_file
 
 _AT_ONCE = 16
 
