@@ -1,5 +1,6 @@
 """The `instances` table of a cell's own database, of which nothing is certain but its column `uuid`.
 
+What comes from there is bounded, as somebody else owns it: each answer in time and in bytes, and the look at every row.
 A UUID there may be in upper case, without hyphens, or of the database's own type; a row may hold none. Each statement
 is a transaction of its own: a snapshot that grows old would hide rows created since.
 """
@@ -8,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BindParameter, Engine, Select, bindparam, column, func, select, table
 from sqlalchemy.types import NullType
 
-from cellcache.database import DATABASE_ERRORS, translated
+from cellcache.database import DATABASE_ERRORS, LONGEST_ANSWER, translated
+from cellcache.errors import DatabaseUnavailable
+from cellcache.masking import mask_url
 from cellcache.rows import IN_ONE_STATEMENT, batches
 
 _AT_EACH_END = 2000
+_LONGEST_SCAN_S = 900.0  # of every row: a hundred million take less
+_MOST_ODD = 100_000
 _PAGE = 10_000
 
 _instances = table("instances", column("uuid"))
@@ -80,22 +86,38 @@ class CellInstances:
             uuid = _uuid_in(text)
             if uuid is not None and text != uuid and text not in _other_forms(uuid):
                 odd.add(uuid)
+                if len(odd) > _MOST_ODD:
+                    raise self._refusal(f"more than {_MOST_ODD:,} UUIDs that are written oddly")
         return frozenset(odd)
 
     def _all(self) -> Iterator[Any]:
         """Yield what every row holds as its UUID, in pages, so that no statement meets a time limit."""
         query = _with_uuid.order_by(_uuid).limit(_PAGE)
+        ends_at = monotonic() + _LONGEST_SCAN_S
         page = self._values(query)
         while page:
             yield from page
+            if monotonic() > ends_at:
+                raise self._refusal(f"more rows than can be looked at in {_LONGEST_SCAN_S:g} s")
             page = self._values(query.where(_uuid > _untyped(page[-1])))
 
     def _values(self, query: Select[Any]) -> list[Any]:
         try:
             with self._engine.connect() as connection:
-                return list(connection.scalars(query))
+                values, left = [], LONGEST_ANSWER
+                for value in connection.scalars(query):
+                    values.append(value)
+                    left -= len(value) if isinstance(value, str | bytes) else 0
+                    if left < 0:
+                        raise self._refusal(f"UUIDs of more than {LONGEST_ANSWER:,} bytes in one answer")
+                return values
         except DATABASE_ERRORS as error:
             raise translated(error, self._url, tables="instances") from error
+
+    def _refusal(self, what: str) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"database {mask_url(self._url)} has {what} in its table instances, as no cell's has; it is asked no more"
+        )
 
 
 def _untyped(value: Any, *, expanding: bool = False) -> BindParameter[Any]:

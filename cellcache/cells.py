@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from sqlalchemy import Engine
 
 from cellcache.codec import encode
 from cellcache.config import CellsSettings, DatabaseSettings
-from cellcache.database import close_engine, open_engine
+from cellcache.database import LONGEST_ANSWER, close_engine, open_engine
 from cellcache.errors import CellNotFound
 from cellcache.flights import beginning
 from cellcache.foreign import shown
@@ -126,6 +128,22 @@ class Cells:
                     use="cell",
                 )
             return engine
+
+    @contextmanager
+    def asked(self, cell: CellMapping) -> Iterator[Engine]:
+        """Yield an engine for questions of our own, whose answers are limited as a whole."""
+        engine = open_engine(
+            cell.database_connection,
+            pool_size=1,
+            timeout_s=self._limits.timeout_s,
+            connect_timeout_s=self._limits.connect_timeout_s,
+            use="cell",
+            most_bytes=LONGEST_ANSWER,
+        )
+        try:
+            yield engine
+        finally:
+            engine.dispose()
 
     def forget_connections(self) -> None:
         self._lock, self._refreshing = threading.Lock(), threading.Lock()

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, Literal
 
 from sqlalchemy import URL, Engine, create_engine, event
@@ -21,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, Statement
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from cellcache import mysql
 from cellcache.cell_url import parsed_cell_url
 from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
@@ -38,9 +40,13 @@ _LOGGER = "cellcache"
 # SQLAlchemy logs every row that it reads at DEBUG, those of `cell_mapping` with their passwords among them.
 logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGER}").addFilter(lambda record: record.levelno > logging.DEBUG)
 
+_STEPS = 10_000  # of SQLite's, between two looks at the clock
 _MYSQL_NO_TABLE_OR_COLUMN = (1146, 1054)
 _POSTGRESQL_NO_TABLE_OR_COLUMN = ("42P01", "42703")
 
+
+LONGEST_ANSWER = 8 << 20
+"""Bytes: far more than 10,000 UUIDs in any form, which is the most that we ask a cell's database for."""
 
 DATABASE_ERRORS = (SQLAlchemyError, OSError, UnicodeError)
 """What comes out of a statement: the last where a text does not go through the encoding of the connection."""
@@ -67,14 +73,23 @@ def demand_usable_url(url: str) -> str:
     return url
 
 
-def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s: float, use: Use) -> Engine:
+def open_engine(
+    url: str,
+    *,
+    pool_size: int,
+    timeout_s: float,
+    connect_timeout_s: float,
+    use: Use,
+    most_bytes: int | None = None,
+) -> Engine:
     """Return an engine whose every wait is bounded; nothing is connected yet.
 
     "read" is autocommit, "write" takes the database's own locks early enough, "as it is" is what its owner has set up.
     So is "cell", a cell's own database, whose URL is from a table and not from the configuration: see cell_url.py.
 
     At most `pool_size` connections are open; whoever finds them all busy waits for up to `timeout_s`. A URL that cannot
-    be used raises ConfigError.
+    be used raises ConfigError. With `most_bytes`, an answer as a whole keeps to the time limit, and is no longer: a
+    server that somebody else has set up may send for ever.
     """
     try:
         parsed = parsed_cell_url(url) if use == "cell" else parsed_database_url(url)
@@ -113,14 +128,17 @@ def open_engine(url: str, *, pool_size: int, timeout_s: float, connect_timeout_s
     if backend == "sqlite" and ours:
         event.listen(engine, "do_connect", lambda *_: make_private(parsed))
     if backend != "postgresql":  # whose driver has errors of its own for that
-        _name_wrong_options(engine, url)
+        connect = mysql.connect_within(timeout_s + 1, most_bytes) if most_bytes and backend != "sqlite" else None
+        _name_wrong_options(engine, url, connect)
     if backend in {"mysql", "mariadb"}:
         _limit_mysql_statements(engine, timeout_s, strict=use != "cell")
     elif backend == "postgresql":
-        _limit_postgresql_waits(engine, timeout_s + 1)
+        _limit_postgresql_waits(engine, timeout_s + 1, most_bytes)
         if ours:
             _read_any_postgresql_time(engine)
-    elif backend == "sqlite" and ours:
+    elif most_bytes:
+        _limit_sqlite_statements(engine, timeout_s, most_bytes)
+    elif ours:
         _prepare_sqlite(engine, use)
     return engine
 
@@ -171,11 +189,11 @@ def _limits(backend: str, timeout_s: float, connect_timeout_s: float) -> dict[st
     return {"timeout": timeout_s}
 
 
-def _name_wrong_options(engine: Engine, url: str) -> None:
+def _name_wrong_options(engine: Engine, url: str, connect: Callable[..., Any] | None) -> None:
     @event.listens_for(engine, "do_connect")
-    def connect(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    def try_to_connect(dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         try:
-            return dialect.connect(*arguments, **options)
+            return (connect or dialect.connect)(*arguments, **options)
         except WRONG_OPTIONS as error:
             said = wrong_option(engine.url, error)
             raise ConfigError(f"database {mask_url(url)} cannot be used: {said}") from error
@@ -205,10 +223,25 @@ def _limit_mysql_statements(engine: Engine, timeout_s: float, *, strict: bool) -
         cursor.close()
 
 
-def _limit_postgresql_waits(engine: Engine, limit_s: float) -> None:
+def _limit_sqlite_statements(engine: Engine, limit_s: float, most_bytes: int) -> None:
+    """End what takes too long, such as a view without an end that takes the place of a table."""
+    deadline = 0.0
+
+    @event.listens_for(engine, "connect")
+    def limit(connection: Any, _record: ConnectionPoolEntry) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most_bytes)
+        connection.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin(*_: Any) -> None:
+        nonlocal deadline
+        deadline = monotonic() + limit_s
+
+
+def _limit_postgresql_waits(engine: Engine, limit_s: float, most_bytes: int | None) -> None:
     from cellcache.postgresql import connect_within  # noqa: PLC0415 - psycopg is an extra
 
-    connect = connect_within(limit_s)
+    connect = connect_within(limit_s, most_bytes)
 
     @event.listens_for(engine, "do_connect")
     def limited(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:

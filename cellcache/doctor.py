@@ -15,11 +15,12 @@ from sqlalchemy import Connection, inspect, select, text
 
 from cellcache import schema
 from cellcache.config import DatabaseSettings, Settings
-from cellcache.database import Use, database_errors, open_engine
+from cellcache.database import LONGEST_ANSWER, Use, database_errors, open_engine
 from cellcache.database_clock import DatabaseTime
 from cellcache.directory import CellDirectory
 from cellcache.errors import BackendUnsupported, CellCacheError, DatabaseUnavailable
 from cellcache.findings import Finding, Level
+from cellcache.known_backends import MEMCACHED, REDIS
 from cellcache.masking import mask_text, mask_url
 from cellcache.model import CellMapping
 from cellcache.odd_rows import odd_cells, odd_mappings
@@ -32,6 +33,7 @@ from cellcache.writability import refusals
 _PINGS = 5
 _CELLS_AT_ONCE = 16
 _OVERDUE_S = 60.0
+_COMPARED = 1000
 _CLOCK_IS_WRONG_S = 60.0
 
 _VERSION_OF = {
@@ -70,8 +72,11 @@ def examine(settings: Settings, *, cells: bool = True) -> Iterator[Finding]:
         yield _promise(settings, directory)
         if settings.cache.signing_keys:
             yield _signing(directory)
-        yield from map(_node, directory.check_cache())
+        nodes = directory.check_cache()
+        yield from map(_node, nodes)
         if readable:
+            if settings.cache.backend in {MEMCACHED, REDIS} and all(node.trouble is None for node in nodes):
+                yield _entries(directory)
             yield _invalidations(directory)
             yield from odd_mappings(settings.database)
             if cells:
@@ -101,7 +106,12 @@ def _database(settings: DatabaseSettings) -> Finding:
 def _ask(url: str, limits: DatabaseSettings, *, use: Use, table: str) -> tuple[str | None, float, bool]:
     """Return the server's version, the round trip to it, and whether there is such a table."""
     engine = open_engine(
-        url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use=use
+        url,
+        pool_size=1,
+        timeout_s=limits.timeout_s,
+        connect_timeout_s=limits.connect_timeout_s,
+        use=use,
+        most_bytes=LONGEST_ANSWER if use == "cell" else None,
     )
     try:
         file = (engine.url.database or "").removeprefix("file:" if "uri" in engine.url.query else "")
@@ -236,6 +246,26 @@ def _node(node: NodeStatus) -> Finding:
         if node.trouble is None
         else "See that it runs and can be reached from here. Meanwhile lookups of its instances go to SQL, and writes "
         "leave invalidations that are delivered once it is back.",
+    )
+
+
+def _entries(directory: CellDirectory) -> Finding:
+    """Compare what the cache holds of some instances with the table, as `verify` does."""
+    what, name = "cache entries", f"of {_COMPARED:,} instances at most"
+    try:
+        *_, report = directory.verify(sample=_COMPARED)
+    except CellCacheError as error:
+        return Finding(what=what, name=name, level=Level.PROBLEM, says=str(error), advice="See the database.")
+    if not report.wrong:
+        return Finding(what=what, name=name, says=f"{report.cached:,} compared with the table, none wrong")
+    first = report.differences[0]
+    return Finding(
+        what=what,
+        name=name,
+        level=Level.PROBLEM,
+        says=f"{report.wrong:,} of {report.cached:,} are wrong, such as that of {first.instance_uuid}: "
+        f"{first.cached_cell_uuid or 'not mapped'}",
+        advice="Run `cellcache verify --repair`, and find out who else writes to this cache, or changed rows by hand.",
     )
 
 

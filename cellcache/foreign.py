@@ -25,6 +25,8 @@ def printable(text: object) -> str:
 
 def shown(value: object) -> str:
     """Return a refused value as an error's text quotes it: short, whatever it is."""
+    if isinstance(value, bytes | bytearray):
+        value = value[: _short.maxstring]
     try:
         return _short.repr(value)
     except Exception:  # noqa: BLE001 - its own `repr` fails, as that of an int of 5,000 digits does

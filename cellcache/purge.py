@@ -78,20 +78,24 @@ class Purge:
     ) -> PruneReport:
         self._cells.refresh()  # another process may have put the cell's URL right
         cell = self._cells.get(cell_uuid)
-        instances = CellInstances(self._cells.engine(cell), cell.database_connection)
-        scope = _Scope(cell_uuid, instances, self._store.now() - timedelta(seconds=older_than_s), batch)
+        cutoff = self._store.now() - timedelta(seconds=older_than_s)
 
         def tell(checked: int, removed: int) -> None:
             if progress is not None:
                 progress(checked, removed)
 
+        with self._cells.asked(cell) as engine:
+            instances = CellInstances(engine, cell.database_connection)
+            return self._compare(_Scope(cell_uuid, instances, cutoff, batch), dry_run, allow_many, tell)
+
+    def _compare(self, scope: _Scope, dry_run: bool, allow_many: int | None, tell: Progress) -> PruneReport:
         report = self._walk(scope, len, lambda checked, gone: tell(checked, gone if dry_run else 0))
         rows_without_uuid = 0
         if report.checked:
-            sample = instances.sample()
+            sample = scope.instances.sample()
             rows_without_uuid = sample.rows_without_uuid
             evidence = Evidence(
-                cell_uuid=cell_uuid,
+                cell_uuid=scope.cell_uuid,
                 sample=len(sample.uuids),
                 mapped=Counter(self._store.cells_of(sample.uuids).values()),
                 checked=report.checked,

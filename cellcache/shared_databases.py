@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection, make_url, text
 
 from cellcache.config import DatabaseSettings
-from cellcache.database import database_errors, open_engine
+from cellcache.database import LONGEST_ANSWER, database_errors, open_engine
 from cellcache.database_identity import database_identity
 from cellcache.errors import CellCacheError
 from cellcache.model import CellMapping
@@ -70,7 +70,12 @@ def _database(url: str, limits: DatabaseSettings) -> Hashable:
     """Return what stands for a URL's database; None for a URL that leads to none."""
     try:
         engine = open_engine(
-            url, pool_size=1, timeout_s=limits.timeout_s, connect_timeout_s=limits.connect_timeout_s, use="cell"
+            url,
+            pool_size=1,
+            timeout_s=limits.timeout_s,
+            connect_timeout_s=limits.connect_timeout_s,
+            use="cell",
+            most_bytes=LONGEST_ANSWER,
         )
     except CellCacheError:
         return None

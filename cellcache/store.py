@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -70,12 +71,18 @@ class Store:
     def __init__(self, settings: DatabaseSettings) -> None:
         self.url = settings.connection_url
         self.reads = Counter()  # statements that lookups cost
-        limits: dict[str, float] = {"timeout_s": settings.timeout_s, "connect_timeout_s": settings.connect_timeout_s}
-        self._reading = open_engine(self.url, pool_size=settings.pool_size, use="read", **limits)
+        open_ = partial(
+            open_engine,
+            self.url,
+            pool_size=settings.pool_size,
+            timeout_s=settings.timeout_s,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
+        self._reading = open_(use="read")
         self._timeout_s = settings.timeout_s
         self._rows = RowLookup(self._reading)
         self._driver_error: type[Exception] = self._reading.dialect.loaded_dbapi.Error
-        self._writing = open_engine(self.url, pool_size=settings.pool_size, use="write", **limits)
+        self._writing = open_(use="write")
 
     def close(self) -> None:
         close_engine(self._reading)

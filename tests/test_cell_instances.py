@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
 
-from cellcache import CellDirectory, Settings, cell_instances, schema
+from cellcache import CellDirectory, DatabaseUnavailable, Settings, cell_instances, schema
 from cellcache.cell_instances import CellInstances
-from tests.directories import new_uuids
+from cellcache.database import LONGEST_ANSWER, open_engine
+from tests.directories import DATABASES, new_uuids
+from tests.faults.proxy import Proxy
 from tests.servers import MariaDB, PostgreSQL
 
 FORMS: dict[str, Callable[[str], str]] = {
@@ -151,3 +153,96 @@ def test_what_is_found_at_once_costs_a_statement_a_thousand_and_no_look_at_every
         instances.those_there(new_uuids(300))
     assert sum("ORDER BY" in statement for statement in statements) == 2
     assert len(statements) == 3 + 3 * 2 + 2
+
+
+# -- a database that keeps whoever asks it busy ----------------------------------------------------------------------
+
+
+def asked(url: str, timeout_s: float = 5.0) -> Engine:
+    return open_engine(
+        url, pool_size=1, timeout_s=timeout_s, connect_timeout_s=5.0, use="cell", most_bytes=LONGEST_ANSWER
+    )
+
+
+def cell_database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'cell.db'}"
+    server = request.getfixturevalue(kind)
+    assert isinstance(server, MariaDB | PostgreSQL)
+    return server.create_database(next(_names))
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_an_answer_of_too_many_bytes_is_read_no_further(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Rows of 200 KB, as somebody may have written them into a cell's database."""
+    url = cell_database(kind, request, tmp_path)
+    long = "MEDIUMTEXT" if kind == "mariadb" else "TEXT"
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE instances (uuid {long})"))
+    (uuid,) = new_uuids(1)
+    insert(engine, uuid)
+    limited = asked(url)
+    instances = CellInstances(limited, url)
+    assert instances.sample().uuids == [uuid]
+    insert(engine, *["x" * 200_000] * 60)
+    with pytest.raises(DatabaseUnavailable, match=rf"(more|longer) than {LONGEST_ANSWER:,} bytes"):
+        instances.sample()
+    assert instances.those_there([uuid]) == {uuid}, "over another connection"
+    limited.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [each for each in DATABASES if each != "sqlite"])
+def test_an_answer_that_comes_byte_by_byte_is_waited_for_as_one(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = cell_database(kind, request, tmp_path)
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE instances (uuid VARCHAR(36))"))
+    insert(engine, *new_uuids(100))
+    server = make_url(url)
+    with Proxy(str(server.host), int(server.port or 0)) as proxy:
+        through = server.set(host=proxy.host, port=proxy.port).render_as_string(hide_password=False)
+        limited = asked(through, timeout_s=1.0)
+        assert len(CellInstances(limited, through).sample().uuids) == 100
+
+        def drip(link: Any, reply: bytes) -> None:
+            for at in range(len(reply)):
+                link.to_client(reply[at : at + 1], 0.05 * (at + 1))  # ten minutes of it
+
+        proxy.on_reply = drip
+        with pytest.raises(DatabaseUnavailable, match=r"timed out|not complete within 2 s|did not answer in time"):
+            CellInstances(limited, through).sample()
+        limited.dispose()
+
+
+def test_a_view_without_an_end_is_interrupted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'cell.db'}"
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT CAST(i AS TEXT) AS uuid FROM n"
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        connection.execute(text(f"CREATE VIEW instances AS {endless}"))
+    limited = asked(url, timeout_s=0.05)
+    with pytest.raises(DatabaseUnavailable, match="interrupted"):
+        CellInstances(limited, url).sample()
+    limited.dispose()
+
+
+def test_a_look_at_every_row_ends_where_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'cell.db'}"
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE instances (uuid VARCHAR(40))"))
+    insert(engine, *(f" {uuid}" for uuid in new_uuids(12)))
+    monkeypatch.setattr(cell_instances, "_PAGE", 5)
+    monkeypatch.setattr(cell_instances, "_MOST_ODD", 10)
+    with pytest.raises(DatabaseUnavailable, match="more than 10 UUIDs that are written oddly"):
+        CellInstances(engine, url).those_there(new_uuids(1))
+    monkeypatch.setattr(cell_instances, "_MOST_ODD", 100)
+    assert CellInstances(engine, url).those_there(new_uuids(1)) == set()
+    monkeypatch.setattr(cell_instances, "_LONGEST_SCAN_S", -1.0)
+    with pytest.raises(DatabaseUnavailable, match="more rows than can be looked at"):
+        CellInstances(engine, url).those_there(new_uuids(1))

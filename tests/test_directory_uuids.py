@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -96,3 +97,41 @@ def test_every_form_of_a_uuid_finds_the_same_entry(site: Site) -> None:
         assert region(directory).get(form) == HERE
         assert directory.get_instance(form).instance_uuid == key
     assert directory.stats().misses == 0
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("piece", ["a", b"a", "\N{SNOWMAN}"], ids=["text", "bytes", "wide text"])
+def test_a_uuid_of_megabytes_is_refused_without_a_copy_of_it(
+    tmp_path: Path, request: pytest.FixtureRequest, call: Call, piece: Any
+) -> None:
+    with open_site(request, tmp_path, "memory") as site:
+        directory, value = site.open(), piece * 10_000_000
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidUUID) as refused:
+                call(directory, value)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 3_000_000
+    assert len(str(refused.value)) < 200
+
+
+def test_many_are_looked_up_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellcache.directory._AT_ONCE", 4)
+    directory, keys, parts = site.open(), new_uuids(10), list[int]()
+    directory.map_instances((key, HERE, PROJECT) for key in keys)
+    lookup_multi = directory._backend.lookup_multi
+
+    def counted(part: Sequence[str]) -> Any:
+        parts.append(len(part))
+        return lookup_multi(part)
+
+    monkeypatch.setattr(directory._backend, "lookup_multi", counted)
+    for _ in range(2):
+        assert directory.resolve_cells([*keys, *keys, str(uuid4())]).keys() == set(keys)
+    assert parts == [4, 4, 3] * 2
+    parts.clear()
+    with pytest.raises(InvalidUUID):
+        directory.resolve_cells([*keys, "none"])
+    assert parts == [], "all are checked before the first is looked up"

@@ -10,12 +10,14 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from cellcache import CellDirectory, schema
+from cellcache.codec import FENCE
 from cellcache.errors import BackendUnsupported
+from tests.caches import MemcachedCache
 from tests.command_line import PASSWORD, Deployment, make_deployment
 from tests.fake_redis import FakeRedis
 from tests.servers import MariaDB, Memcached, PostgreSQL, Redis
@@ -68,6 +70,26 @@ def test_a_sound_deployment_has_nothing_wrong(deployment: Deployment) -> None:
     table = deployment.ok("doctor").out
     assert "wrong" not in table
     assert "coherent inside this process" in table
+
+
+@pytest.mark.needs("memcached")
+@pytest.mark.slow
+def test_entries_that_are_wrong_or_keep_an_answer_out_for_good_are_a_problem(
+    deployment: Deployment, memcached: Memcached
+) -> None:
+    memcached_configuration(deployment, memcached.address)
+    deployment.ok("cell", "create", "one", "--database-connection", deployment.cell_database("one"))
+    keys = [str(uuid4()) for _ in range(3)]
+    for key in keys:
+        deployment.ok("instance", "map", key, "--cell", "one", "--project", "p")
+    (finding,) = examine(deployment)["cache entries"]
+    assert (finding["level"], finding["says"]) == ("fine", "3 compared with the table, none wrong")
+    MemcachedCache([memcached]).place_mark(keys[0], FENCE + b"12345678", 0)
+    (finding,) = examine(deployment, code=1)["cache entries"]
+    assert finding["says"].startswith(f"1 of 3 are wrong, such as that of {keys[0]}: a mark that would stand")
+    assert "verify --repair" in finding["advice"]
+    deployment.run("verify", "--repair")
+    assert examine(deployment)["cache entries"][0]["level"] == "fine"
 
 
 @pytest.mark.slow
