@@ -17,8 +17,8 @@ services() {
     find /etc/systemd/system/multi-user.target.wants -name '*.service' -printf ' %f ' 2>/dev/null || true
 }
 
-# One at a time: two of these would restore each other's policy.
-exec 9>/run/lock/cellcache-apt-install
+# One at a time: two of these would restore each other's policy. In a folder of root's own: to /run/lock anybody writes.
+exec 9>/run/cellcache-apt-install.lock
 flock 9
 
 log=$(mktemp)

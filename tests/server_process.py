@@ -18,6 +18,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -322,7 +323,9 @@ def _remove_abandoned() -> None:
         for directory in place.glob(f"{_DIRECTORY_PREFIX}*"):
             # One that somebody is making now is not locked yet; someone else's cannot be opened.
             with contextlib.suppress(OSError):
-                if time.time() - directory.stat().st_mtime > _ABANDONED_AFTER_S:
+                found = directory.lstat()
+                ours = stat.S_ISDIR(found.st_mode) and found.st_uid in {os.geteuid(), _user()[0]}
+                if ours and time.time() - found.st_mtime > _ABANDONED_AFTER_S:
                     _remove_unless_locked(directory)
 
 
@@ -370,9 +373,9 @@ def _wait_until_threads_are(states: str, process: psutil.Process) -> None:
 
 def _thread_states(pid: int) -> Iterator[str]:
     """The state letter of every thread of a process, as the kernel shows it."""
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+    for state in Path(f"/proc/{pid}/task").glob("*/stat"):
         with contextlib.suppress(OSError):
-            yield stat.read_text().rpartition(")")[2].split()[0]
+            yield state.read_text().rpartition(")")[2].split()[0]
 
 
 _open_servers: list[Server] = []

@@ -127,6 +127,8 @@ class MariaDB(DatabaseServer):
     def _prepare(self) -> None:
         init = f"CREATE USER IF NOT EXISTS {_USER}@{self.host} IDENTIFIED BY '{self._password}';\n"
         init += f"GRANT ALL ON *.* TO {_USER}@{self.host} WITH GRANT OPTION;\n"
+        # The accounts that come with it have no password, and every account of this host can connect.
+        init += f"DELETE FROM mysql.global_priv WHERE User NOT IN ('{_USER}', 'mariadb.sys');\nFLUSH PRIVILEGES;\n"
         self.add_file("init.sql", init.encode())
         self._run([
             _program("mariadb-install-db"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import psutil
 import pytest
 import sqlalchemy
 
-from tests import servers
+from tests import server_process, servers
 from tests.conftest import require
 from tests.server_process import Server, ServerFailed, _remove_abandoned
 from tests.servers import DatabaseServer, Kind, MariaDB, Memcached, PostgreSQL, Redis, missing
@@ -235,6 +237,49 @@ def test_a_directory_that_is_being_made_is_not_taken_for_abandoned(
     young.mkdir()
     _remove_abandoned()
     assert young.exists()
+
+
+def test_what_somebody_else_calls_alike_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    os.utime(mine, (0, 0))
+    theirs = tmp_path / "cellcache-server-theirs"
+    theirs.symlink_to(mine)
+    os.utime(theirs, (0, 0), follow_symlinks=False)
+    monkeypatch.setattr(server_process, "_processes_in", lambda _: pytest.fail("looked for processes to end"))
+    _remove_abandoned()
+    assert mine.exists()
+
+
+@every_server
+def test_the_folder_of_a_server_is_its_own(make: Callable[[], Server]) -> None:
+    server = make()
+    assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
+    server.close()
+
+
+@every_database
+def test_nobody_is_let_into_a_database_without_its_password(make: Callable[[], DatabaseServer]) -> None:
+    """Every account of this host can connect to its port, and what comes with MariaDB has no password."""
+    with make() as server:
+        url = sqlalchemy.make_url(server.url)
+        for user in ("root", "", "nobody", "mysql", "postgres", "cellcache"):
+            for database in (None, "postgres"):
+                engine = sqlalchemy.create_engine(url.set(username=user, password="", database=database))
+                with pytest.raises(sqlalchemy.exc.OperationalError), engine.connect():
+                    pass
+                engine.dispose()
+        assert server.create_database("still_there")
+
+
+def test_the_lock_of_the_installer_is_where_root_alone_can_put_it() -> None:
+    """In a folder that everybody writes to, anybody can hold it, or lead it elsewhere."""
+    script = (Path(__file__).parent / "apt_install.sh").read_text(encoding="utf-8")
+    (lock,) = re.findall(r"^exec 9>(\S+)$", script, re.MULTILINE)
+    for folder in Path(lock).parents:
+        found = folder.stat()
+        assert (found.st_uid, found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) == (0, 0), folder
 
 
 @pytest.mark.needs("redis")
