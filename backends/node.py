@@ -21,6 +21,7 @@ from .stream import reason
 
 log = logging.getLogger("cellcache.backends")
 
+_PAUSE_S = 0.5  # longer than any server takes to free one value
 _NONE = -1  # the generation of a connection that nobody may use
 
 
@@ -57,6 +58,7 @@ class Node(Generic[Connection]):
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closed = False
+        self._pause_ends_at = 0.0
 
     def connection(self, began: float) -> Connection | None:
         """Return this thread's connection, made now if need be; None while the node is down.
@@ -88,8 +90,16 @@ class Node(Generic[Connection]):
 
     def failed(self, connection: Connection, error: OSError) -> None:
         """Close a connection that did not do what was asked, retire all others, and let the node rest a while."""
+        if time.monotonic() < self._pause_ends_at:
+            self.errors += 1
+            self.interrupted(connection)
+            return
         self._retire(connection)
         self._rest(error)
+
+    def expect_pause(self) -> None:
+        """Blame the node for no failure of the next moments: it frees what somebody else has stored, of any size."""
+        self._pause_ends_at = time.monotonic() + _PAUSE_S
 
     def interrupted(self, connection: Connection) -> None:
         """Close a connection whose caller was interrupted, by Ctrl-C or a time-out of gevent's: a reply may yet come.

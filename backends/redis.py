@@ -250,6 +250,7 @@ class RedisBackend(LeasingBackend):
     def _standing(self, reply: Reply, connection: Connection) -> bytes | Absent:
         if isinstance(reply, bytes):
             if len(reply) > self.longest_value:
+                self._node.expect_pause()  # while it is removed: Redis answers nobody until its memory is free
                 return b""  # nothing of ours, whatever it is: the caller cannot decode it, and has it removed
             if not reply.startswith(MARK):
                 return reply

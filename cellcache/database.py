@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +56,6 @@ a value of one, a file that cannot be read, cryptography that it lacks."""
 
 _MYSQL_CANNOT_HOLD = (1366, 1406, 1267, 3988)
 _POSTGRESQL_CANNOT_HOLD = ("22P05", "22001")
-_quoted_bytes = re.compile(r": '.*'(?= for column)").sub  # of a URL, maybe, whose password they are
 _POSTGRESQL_NOT_UTF8 = "22021"  # of what it reads: what we write is UTF-8
 
 
@@ -303,9 +301,14 @@ def translated(error: Exception, url: str, *, tables: str = "") -> CellCacheErro
     if isinstance(cause, UnicodeDecodeError) or getattr(cause, "sqlstate", None) == _POSTGRESQL_NOT_UTF8:
         return SchemaError(f"database {mask_url(url)} holds a text in another encoding than its connection's: {text}")
     if _cannot_hold(cause):
-        text = _quoted_bytes("", text)
-        return InvalidValue(f"database {mask_url(url)} cannot hold this text, nor find it: {text}")
+        return InvalidValue(f"database {mask_url(url)} cannot hold this text, nor find it: {_without_bytes(text)}")
     return DatabaseUnavailable(f"database {mask_url(url)} did not do as asked: {text}")
+
+
+def _without_bytes(text: str) -> str:
+    """Leave out what MariaDB quotes of the value: of a URL, maybe, whose password that is."""
+    begin, end = text.find(": '"), text.rfind("' for column")
+    return text[:begin] + text[end + 1 :] if 0 <= begin < end else text
 
 
 def reason_of(error: Exception) -> str:

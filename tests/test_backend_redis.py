@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -341,6 +342,24 @@ def test_check_says_that_it_is_full(refused: int) -> None:
     (status,) = backend.check()
     assert status.trouble is not None
     assert "it is full: set its maxmemory-policy to allkeys-lru" in status.trouble
+
+
+def test_a_redis_that_frees_what_was_too_long_is_not_blamed_for_being_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("cellcache.backends.node.time", SimpleNamespace(monotonic=lambda: now))
+    long = b"$-1\r\n$101\r\n%b\r\n" % (b"x" * 101)
+    backend, made = scripted.redis([long], [long])
+    backend.longest_value = 100
+    node = backend._node
+    assert backend.lookup(new_key()) == b""
+    node.failed(made[0], TimeoutError())
+    assert node._breaker.closed
+    assert backend.lookup_multi([new_key()]) == [b""], "over another connection, at once"
+    now += 10.0
+    node.failed(made[1], TimeoutError())
+    assert not node._breaker.closed
+    assert backend.errors == 2
+    backend.close()
 
 
 @needs_redis
