@@ -283,8 +283,8 @@ class RedisBackend(LeasingBackend):
             positions = range(start, min(start + _AT_ONCE, total))
             connection, replies = self._ask(compose, positions, each, deadline)
             if connection is not None:
+                self._node.errors += sum(type(reply) is Refusal for reply in replies)
                 for position, answer in zip(positions, zip(*[iter(replies)] * each, strict=True), strict=True):
-                    self._node.errors += any(isinstance(reply, Refusal) for reply in answer)
                     yield position, answer, connection
 
     def _ask(

@@ -28,6 +28,7 @@ ACL_RULES = "+info +select +set +getrange +pttl +del +evalsha +script|load"
 _LONGEST_LINE = 1 << 16
 _MARK_RANGE = b"0, 63"  # bytes of what stands there: more than any mark has, and no more of what is no mark
 _RUN_TAG_SIZE = 6
+_NIL = b"$-1\r\n"
 _REFUSED_TO_US = {"NOAUTH", "WRONGPASS", "NOPERM"}
 _ABOUT_ONE_KEY = {"OOM", "WRONGTYPE"}
 
@@ -149,16 +150,21 @@ class Connection(Stream[Reply]):
 
     def _parse(self, buffer: bytes, start: int, replies: list[Reply], expected: int) -> int:
         while len(replies) < expected:
+            if buffer.startswith(_NIL, start):  # half of the replies to a lookup that hits
+                replies.append(None)
+                start += len(_NIL)
+                continue
             end = buffer.find(b"\r\n", start)
             if end < 0:
                 if len(buffer) - start > _LONGEST_LINE:
                     raise Garbled("no end of line")
                 break
             kind, line = buffer[start : start + 1], buffer[start + 1 : end]
-            if kind == b"$" and line != b"-1":
-                after = end + 2 + _integer(line)
-                if after - end - 2 > self._longest:
+            if kind == b"$":
+                size = _integer(line)
+                if size > self._longest:
                     raise Garbled("more than was asked for")
+                after = end + 2 + size
                 if len(buffer) < after + 2:
                     break
                 if buffer[after : after + 2] != b"\r\n" or after < end + 2:
@@ -166,9 +172,7 @@ class Connection(Stream[Reply]):
                 replies.append(buffer[end + 2 : after])
                 start = after + 2
                 continue
-            if kind == b"$":
-                replies.append(None)
-            elif kind == b"+":
+            if kind == b"+":
                 replies.append(line)
             elif kind == b":":
                 replies.append(_integer(line))
