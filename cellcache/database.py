@@ -26,8 +26,11 @@ from cellcache.cell_url import parsed_cell_url
 from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
 from cellcache.foreign import printable
+from cellcache.kept_connections import close_what_is_in_a_transaction, drop_those_to_who_refuses
 from cellcache.masking import mask_url, sounds_secret
+from cellcache.sql_pool import CountingPool
 from cellcache.sqlite_file import make_private
+from cellcache.sqlite_forks import keep_closed_across_forks
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
 from cellcache.url_options import beside
@@ -112,16 +115,17 @@ def open_engine(
             connect_args={**secret, **beside(parsed, _limits(backend, timeout_s, connect_timeout_s))},
             hide_parameters=True,
             logging_name=_LOGGER,
-            max_overflow=0,
+            poolclass=CountingPool,
             pool_size=pool_size,
             pool_timeout=timeout_s,
-            pool_use_lifo=True,
             **options,
         )
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, InvalidValue):
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
+    if backend == "sqlite" and parsed.database not in {None, "", ":memory:"}:
+        keep_closed_across_forks(engine, str(parsed.database))
     _forget_values(engine)
     if backend == "sqlite" and ours:
         event.listen(engine, "do_connect", lambda *_: make_private(parsed))
@@ -138,6 +142,9 @@ def open_engine(
         _limit_sqlite_statements(engine, timeout_s, most_bytes)
     elif ours:
         _prepare_sqlite(engine, use)
+    drop_those_to_who_refuses(engine)
+    if use != "cell":
+        close_what_is_in_a_transaction(engine)
     return engine
 
 
@@ -264,6 +271,11 @@ def _prepare_sqlite(engine: Engine, use: Use) -> None:
             with contextlib.suppress(sqlite3.OperationalError):  # locked just now: the next connection will do it
                 cursor.execute("PRAGMA journal_mode = WAL")
         cursor.close()
+
+    @event.listens_for(engine, "close")
+    def roll_back(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        # Of an interrupted caller a cursor may be left somewhere: with it the library keeps the transaction open.
+        connection.rollback()
 
     if use == "write":
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from cellcache.kept_connections import refuses_service
+
 Rows = Sequence[tuple[Any, ...]]
 
 
@@ -46,7 +48,8 @@ class RowLookup:
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except self._engine.dialect.loaded_dbapi.Error as error:
-            if self._engine.dialect.is_disconnect(error, connection.dbapi_connection, None):
+            gone = self._engine.dialect.is_disconnect(error, connection.dbapi_connection, None)
+            if gone or refuses_service(error):
                 connection.invalidate(error)
                 raise Disconnected(error) from error
             raise

@@ -91,8 +91,14 @@ def begin(engine: Engine, url: str) -> Iterator[Transaction]:
     """
     try:
         with engine.connect() as connection:
-            connection.begin()
-            yield Transaction(connection, url)
+            try:
+                connection.begin()
+                yield Transaction(connection, url)
+            except Exception:
+                raise
+            except BaseException:  # interrupted, perhaps while the server is doing something
+                connection.invalidate()
+                raise
     except DBAPIError as error:
         if error.connection_invalidated or _is_deadlock(error) or isinstance(error, IntegrityError):
             raise TransactionBroken(str(translated(error, url))) from error
