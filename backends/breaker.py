@@ -17,7 +17,7 @@ class Breaker:
     def __init__(self, retry_s: float) -> None:
         self._retry_s = retry_s
         self._retry_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler's lookup may come in between
         self.closed = True
 
     def allows(self) -> bool:
@@ -38,7 +38,3 @@ class Breaker:
 
     def succeeded(self) -> None:
         self.closed = True
-
-    def forget_lock(self) -> None:
-        """In a child after `fork()`: a thread of the parent may have held the lock."""
-        self._lock = threading.Lock()

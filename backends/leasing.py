@@ -10,10 +10,8 @@ from __future__ import annotations
 import abc
 import json
 import math
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -66,18 +64,6 @@ def seconds_in(arguments: Mapping[str, Any], name: str, default: float, *, least
     return value
 
 
-_backends: weakref.WeakSet[LeasingBackend] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """In a child process: whoever uses these backends, none may use the parent's connections."""
-    for backend in list(_backends):
-        backend.forget_connections()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 class LeasingBackend(BytesBackend, abc.ABC):
     """The part that memory, memcached and Redis share. Values are bytes; objects are kept as JSON."""
 
@@ -90,7 +76,6 @@ class LeasingBackend(BytesBackend, abc.ABC):
         self.longest_mark_s = max(self.lease_ttl_s, self.fence_ttl_s, _LONGEST_MARK_S)
         self.longest_value = min(arguments.get("longest_value") or _LARGEST_VALUE, _LARGEST_VALUE)
         self._misses = _Misses()
-        _backends.add(self)
 
     @staticmethod
     def serializer(value: Any) -> bytes:
@@ -119,9 +104,6 @@ class LeasingBackend(BytesBackend, abc.ABC):
 
     @abc.abstractmethod
     def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]: ...
-
-    @abc.abstractmethod
-    def forget_connections(self) -> None: ...
 
     @abc.abstractmethod
     def store_multi(self, values: Mapping[str, bytes]) -> None:

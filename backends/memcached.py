@@ -11,17 +11,18 @@ On the wire (protocol.txt of memcached 1.6.10 and newer; `b` says that the key i
     md KEY b O<n> C<cas>               remove exactly that item
     mg KEY b s c O<n>                  HD s<size> c<cas>: how large it is, where it may be too large to be ours
 
-A token is good only on the connection that granted it: memcached counts its tokens from 1 again after a restart,
-so one of before may match an item of after. A restart breaks the connection, and the token goes with it.
+A token is good only on connections that were made before it was granted: memcached counts its tokens from 1 again
+after a restart, so one of before may match an item of after. A restart breaks those connections, and the token goes
+with them.
 `O<n>` comes back with the reply and ties it to its request.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
@@ -60,11 +61,14 @@ T = TypeVar("T")
 
 _Compose = Callable[[Sequence[int], bytes], bytes]  # the requests for these positions, each with this tag
 _Sent = tuple[Node[Connection], Connection, Sequence[int], bytes]  # to whom, for which positions, with which tag
-_Read = Callable[[Sequence[AnyReply], Connection], list[T]]  # what the replies to them mean
+_Read = Callable[[Sequence[AnyReply], float], list[T]]  # what the replies to requests of that moment mean
 
 
 class _Wanted(NamedTuple):
-    """For each node that can be reached, the positions whose keys live there; and how long it took to connect."""
+    """For each node that can be reached, the positions whose keys live there; and how long it took to connect.
+
+    The connections are the caller's, until `_converse` or `send_fills` gives them back.
+    """
 
     nodes: list[tuple[Node[Connection], Connection, Sequence[int]]]
     spent_s: float
@@ -120,27 +124,26 @@ class MemcachedBackend(LeasingBackend):
     def lookup(self, key: str) -> bytes | Lease | Absent:
         wire, node = self._wire(key)
         began = monotonic()
-        connection = node.connection(began)
+        connection = node.take(began)
         if connection is None:
             return Absent.UNREACHABLE
         try:
             try:
-                return self._get(node, connection, wire, began)
+                entry = self._get(node, connection, wire, began)
             except ConnectionError as error:
                 another = node.broke(connection, error, began)
                 if another is None:
                     return Absent.UNREACHABLE
                 connection = another
-                return self._get(node, connection, wire, began)
+                entry = self._get(node, connection, wire, began)
         except TooLong:
-            node.interrupted(connection)
+            connection.close()
             return b""  # nothing of ours, whatever it is: the caller cannot decode it, and has it removed
         except OSError as error:
             node.failed(connection, error)
             return Absent.UNREACHABLE
-        except BaseException:
-            node.interrupted(connection)
-            raise
+        node.give_back(connection)
+        return entry
 
     def _get(self, node: Node[Connection], connection: Connection, wire: bytes, began: float) -> bytes | Lease | Absent:
         tag = b"O%d" % connection.opaque()
@@ -153,8 +156,8 @@ class MemcachedBackend(LeasingBackend):
         if not received:
             raise ConnectionResetError("closed by the server")
         replies = connection.replies(1, received, began + self._timeout_s)
-        node.errors += refusals_in(replies, tag)
-        return entries_of(replies, connection)[0]
+        node.count_errors(refusals_in(replies, tag))
+        return entries_of(replies, max(began, connection.made_at))[0]
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         return self._get_multi(keys, self._get_tail, entries_of)
@@ -187,14 +190,14 @@ class MemcachedBackend(LeasingBackend):
             super().send_fills(fills, refused, wait=True)
             return
         wanted, compose = self._fills(fills)
-        with _closed_if_interrupted(wanted):
-            sent = self._send_from(0, wanted, compose)
-            for node, connection, batch, tag in sent:
-                connection.owe(len(batch), partial(_count_refused, refused, node, tag))
+        sent = self._send_from(0, wanted, compose)
+        for node, connection, batch, tag in sent:
+            connection.owe(len(batch), partial(_count_refused, refused, node, tag))
+            node.give_back(connection)
         refused(len(fills) - sum(len(batch) for _, _, batch, _ in sent))
 
     def _fills(self, fills: Sequence[Fill]) -> tuple[_Wanted, _Compose]:
-        wires, wanted = self._locate([fill.key for fill in fills], [fill.lease.connection for fill in fills])
+        wires, wanted = self._locate([fill.key for fill in fills], [fill.lease.asked_at for fill in fills])
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join(
@@ -211,9 +214,9 @@ class MemcachedBackend(LeasingBackend):
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
             return b"".join([store(wires[p], mark, tag, b" c", self.fence_ttl_s) for p in positions])
 
-        def read(replies: Sequence[AnyReply], connection: Connection) -> list[Fence]:
-            changes = changes_of(replies, connection)
-            return [Fence(mark, token_of(one), connection) if one.words[0] == b"HD" else Fence(mark) for one in changes]
+        def read(replies: Sequence[AnyReply], asked_at: float) -> list[Fence]:
+            changes = changes_of(replies, asked_at)
+            return [Fence(mark, token_of(one), asked_at) if one.words[0] == b"HD" else Fence(mark) for one in changes]
 
         for positions, placed in self._converse(wanted, compose, read):
             for position, fence in zip(positions, placed, strict=True):
@@ -221,7 +224,7 @@ class MemcachedBackend(LeasingBackend):
         return fences
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
-        wires, wanted = self._locate([one.key for one in settlements], [one.fence.connection for one in settlements])
+        wires, wanted = self._locate([one.key for one in settlements], [_asked_at(one.fence) for one in settlements])
         settled = [False] * len(settlements)
 
         def compose(positions: Sequence[int], tag: bytes) -> bytes:
@@ -261,10 +264,6 @@ class MemcachedBackend(LeasingBackend):
     def check(self) -> list[NodeStatus]:
         return [_status(node) for node in self._nodes]
 
-    def forget_connections(self) -> None:
-        for node in self._nodes:
-            node.forget_connections()
-
     def close(self) -> None:
         for node in self._nodes:
             node.close()
@@ -274,11 +273,11 @@ class MemcachedBackend(LeasingBackend):
         node = self._node or self._nodes[self._placement.node_of(raw)]
         return b2a_base64(self._prefix + raw, newline=False), node
 
-    def _locate(self, keys: Sequence[str], holders: Sequence[object] | None = None) -> tuple[list[bytes], _Wanted]:
+    def _locate(self, keys: Sequence[str], asked_at: Sequence[float] | None = None) -> tuple[list[bytes], _Wanted]:
         """Return each key as it is sent, and for each node that can be reached the positions of its keys.
 
-        With `holders`, the connections that granted a token for each key, only those positions count whose holder
-        is this thread's connection still: on any other the token means nothing.
+        With `asked_at`, when the token for each key was asked for, only those positions count whose token means
+        something over the connection that is taken.
         """
         raws = self._raw_keys(keys)
         wires = [b2a_base64(self._prefix + raw, newline=False) for raw in raws]
@@ -286,18 +285,21 @@ class MemcachedBackend(LeasingBackend):
         nodes = []
         began = monotonic()
         for node, positions in at_nodes.items():
-            connection = node.idle_connection(began)
+            if asked_at is None:
+                connection = node.take_idle(began)
+            else:
+                connection = node.take_older(max(asked_at[p] for p in positions), began)
             if connection is None:
                 continue
-            if holders is not None:
-                positions = [p for p in positions if holders[p] is connection]  # noqa: PLW2901
+            if asked_at is not None:
+                positions = [p for p in positions if connection.made_at <= asked_at[p]]  # noqa: PLW2901
             nodes.append((node, connection, positions))
         return wires, _Wanted(nodes, monotonic() - began)
 
     def _positions(self, raws: Sequence[bytes]) -> dict[Node[Connection], Sequence[int]]:
         """Return for each node which of the keys live on it."""
         if self._node is not None:
-            return {self._node: range(len(raws))}
+            return {self._node: range(len(raws))} if raws else {}
         positions: list[list[int]] = [[] for _ in self._nodes]
         for position, at in enumerate(self._placement.nodes_of(raws)):
             positions[at].append(position)
@@ -326,13 +328,16 @@ class MemcachedBackend(LeasingBackend):
         yield from self._converse(wanted, compose, read, deadline, unread)
         for node, positions in unread.items():
             began = monotonic()
-            connection = node.idle_connection(began)
+            connection = node.take_idle(began)
             if connection is None:
                 continue
             by = began + self._timeout_s if deadline is None else deadline
+            asked_at = monotonic()
             too_long, rest = self._by_size(wires, _Wanted([(node, connection, positions)], 0.0), by)
-            yield list(too_long), read(list(too_long.values()), connection)
-            yield from self._converse(_Wanted([(node, connection, rest)], 0.0), compose, read, by)
+            yield list(too_long), read(list(too_long.values()), asked_at)
+            connection = node.take_idle(began)
+            if connection is not None:
+                yield from self._converse(_Wanted([(node, connection, rest)], 0.0), compose, read, by)
 
     def _by_size(
         self, wires: Sequence[bytes], wanted: _Wanted, deadline: float
@@ -367,26 +372,29 @@ class MemcachedBackend(LeasingBackend):
         """
         left_s = self._timeout_s - wanted.spent_s
         positions_of = {node: positions for node, _, positions in wanted.nodes}
-        with _closed_if_interrupted(wanted):
-            for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
-                sent = self._send_from(start, wanted, compose)
-                by = monotonic() + left_s
-                if deadline is not None:
-                    by = min(by, deadline)
-                for node, connection, batch, tag in sent:
-                    try:
-                        replies = connection.replies(len(batch), deadline=by)
-                        node.errors += refusals_in(replies, tag)
-                        found = read(replies, connection)
-                    except OSError as error:
-                        if unread is not None and isinstance(error, TooLong):
-                            node.interrupted(connection)
-                            unread[node] = positions_of[node][start:]
-                            continue
+        for start in range(0, max((len(positions) for _, _, positions in wanted.nodes), default=0), _AT_ONCE):
+            asked_at = monotonic()
+            sent = self._send_from(start, wanted, compose)
+            by = monotonic() + left_s
+            if deadline is not None:
+                by = min(by, deadline)
+            for node, connection, batch, tag in sent:
+                try:
+                    replies = connection.replies(len(batch), deadline=by)
+                    node.count_errors(refusals_in(replies, tag))
+                    found = read(replies, asked_at)
+                except OSError as error:
+                    if unread is not None and isinstance(error, TooLong):
+                        connection.close()
+                        unread[node] = positions_of[node][start:]
+                    else:
                         node.failed(connection, error)
-                        continue
-                    yield batch, found
-                left_s = self._timeout_s
+                    continue
+                yield batch, found
+            left_s = self._timeout_s
+        for node, connection, _ in wanted.nodes:
+            if not connection.closed:
+                node.give_back(connection)
 
     def _send_from(self, start: int, wanted: _Wanted, compose: _Compose) -> list[_Sent]:
         """Send the next 1,000 requests of every node."""
@@ -414,13 +422,13 @@ class MemcachedBackend(LeasingBackend):
         for _ in range(_LOOKS if deadline is None else 1):
             if not undecided:
                 break
-            doomed: list[tuple[int, Reply, Connection]] = []
-            for position, (seen, connection) in self._see(keys, undecided, deadline):
+            doomed: list[tuple[int, Reply, float]] = []
+            for position, (seen, asked_at) in self._see(keys, undecided, deadline):
                 fenced = is_fence(seen, self.longest_mark_s) and seen.body != own_marks[position]
                 if seen.words[0] == b"EN" or fenced:
                     certain[position] = True
                 elif seen.words[0] == b"VA":
-                    doomed.append((position, seen, connection))
+                    doomed.append((position, seen, asked_at))
             removed = self._remove_seen(keys, doomed, deadline)
             for position in removed:
                 certain[position] = True
@@ -429,25 +437,25 @@ class MemcachedBackend(LeasingBackend):
 
     def _see(
         self, keys: Sequence[str], positions: Sequence[int], deadline: float | None
-    ) -> Iterator[tuple[int, tuple[Reply, Connection]]]:
-        """Look at what stands there without taking a lease; yield what was answered, and over what connection."""
+    ) -> Iterator[tuple[int, tuple[Reply, float]]]:
+        """Look at what stands there without taking a lease; yield what was answered, and when it was asked."""
         wires, wanted = self._locate([keys[position] for position in positions])
 
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
             return b"".join([look(wires[at], tag, b"v c t") for at in chosen])
 
-        def read(replies: Sequence[AnyReply], connection: Connection) -> list[tuple[Reply, Connection]]:
-            return [(reply, connection) for reply in changes_of(replies, connection)]
+        def read(replies: Sequence[AnyReply], asked_at: float) -> list[tuple[Reply, float]]:
+            return [(reply, asked_at) for reply in changes_of(replies, asked_at)]
 
         for chosen, seen in self._look(wires, wanted, compose, read, deadline):
             yield from zip([positions[at] for at in chosen], seen, strict=True)
 
     def _remove_seen(
-        self, keys: Sequence[str], doomed: Sequence[tuple[int, Reply, Connection]], deadline: float | None
+        self, keys: Sequence[str], doomed: Sequence[tuple[int, Reply, float]], deadline: float | None
     ) -> list[int]:
         """Remove exactly what was seen; return the positions where nothing of it is left."""
         wires, wanted = self._locate(
-            [keys[position] for position, _, _ in doomed], [connection for _, _, connection in doomed]
+            [keys[position] for position, _, _ in doomed], [asked_at for _, _, asked_at in doomed]
         )
 
         def compose(chosen: Sequence[int], tag: bytes) -> bytes:
@@ -458,15 +466,8 @@ class MemcachedBackend(LeasingBackend):
         ]
 
 
-@contextmanager
-def _closed_if_interrupted(wanted: _Wanted) -> Iterator[None]:
-    """Leave no reply unread where nobody will come for it: failures of a node are handled inside, so this is none."""
-    try:
-        yield
-    except BaseException:
-        for node, connection, _ in wanted.nodes:
-            node.interrupted(connection)
-        raise
+def _asked_at(fence: Fence) -> float:
+    return -math.inf if fence.asked_at is None else fence.asked_at  # no token: it must be looked for
 
 
 def _send(connection: Connection, compose: _Compose, positions: Sequence[int], tag: bytes) -> None:
@@ -487,7 +488,7 @@ def _send(connection: Connection, compose: _Compose, positions: Sequence[int], t
 def _count_refused(
     refused: Callable[[int], object], node: Node[Connection], tag: bytes, replies: Sequence[AnyReply]
 ) -> None:
-    node.errors += refusals_in(replies, tag)
+    node.count_errors(refusals_in(replies, tag))
     refused(sum(in_full(reply).words[0] != b"HD" for reply in replies))
 
 

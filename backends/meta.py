@@ -8,7 +8,7 @@ from cellcache.codec import FENCE
 from cellcache.protocol import Absent, Lease, Seen
 
 from .stream import Garbled
-from .wire import AnyReply, Connection, Grant, Reply
+from .wire import AnyReply, Grant, Reply
 
 _LONGEST_TTL_S = 30 * 86400
 
@@ -51,7 +51,7 @@ def in_full(reply: AnyReply) -> Reply:
     raise Garbled("a cell in reply to a change")
 
 
-def changes_of(replies: Sequence[AnyReply], _: Connection) -> list[Reply]:
+def changes_of(replies: Sequence[AnyReply], _: float) -> list[Reply]:
     return [in_full(reply) for reply in replies]
 
 
@@ -84,16 +84,16 @@ def _number(word: bytes) -> int:
         raise Garbled(f"not a number: {word[:60]!r}") from None
 
 
-def entries_of(replies: Sequence[AnyReply], connection: Connection) -> list[bytes | Lease | Absent]:
-    return [reply[1] if type(reply) is tuple else _entry(reply, connection) for reply in replies]
+def entries_of(replies: Sequence[AnyReply], asked_at: float) -> list[bytes | Lease | Absent]:
+    return [reply[1] if type(reply) is tuple else _entry(reply, asked_at) for reply in replies]
 
 
-def _entry(reply: AnyReply, connection: Connection) -> bytes | Lease | Absent:
+def _entry(reply: AnyReply, asked_at: float) -> bytes | Lease | Absent:
     if isinstance(reply, Grant):
-        return Lease(reply.token, connection)
+        return Lease(reply.token, asked_at)
     reply = in_full(reply)
     if reply.words[0] == b"VA" and reply.words[-1] == b"W":
-        return Lease(token_of(reply), connection)
+        return Lease(token_of(reply), asked_at)
     seen = _seen(reply)
     return Absent.UNREACHABLE if seen is None else seen  # nothing, and no lease: no answer to what was asked
 

@@ -1,20 +1,28 @@
-"""One cache server as this process sees it: a connection per thread, and whether to try at all.
+"""One cache server as this process sees it: a pool of connections to it, and whether to try at all.
 
-A connection belongs to one thread and to one generation of the node. Any failed request begins a new generation, which
-retires the other threads' connections too: after a restart they are all dead, and were each thread to find that
-out for itself, each would open the breaker once more.
+A connection is one request's from its taking until its reply is read. Whoever comes in between takes another: another
+thread or greenlet, a signal handler, a finalizer. It is given back when it is clean, so that an interrupted caller,
+whose reply may yet come, does nothing but forget it: a connection that nobody has closes itself.
+
+A connection belongs to one generation of the node. Any failed request begins a new one, which retires the others too:
+after a restart they are all dead, and were each caller to find that out for himself, each would open the breaker once
+more.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
+from cellcache.counter import Counter
 from cellcache.errors import BackendUnsupported
+from cellcache.event import Event
+from cellcache.per_process import PerProcess
 
 from .breaker import Breaker
 from .stream import reason
@@ -22,13 +30,16 @@ from .stream import reason
 log = logging.getLogger("cellcache.backends")
 
 _PAUSE_S = 0.5  # longer than any server takes to free one value
-_NONE = -1  # the generation of a connection that nobody may use
+_WAITS_S = 0.01  # as long as a request takes that is not in trouble
+_LOOK_AGAIN_S = 0.005  # whom a connection was given back for may have been interrupted
 
 
-class Closable(Protocol):
+class Pooled(Protocol):
     """What a node must know of a connection to its server."""
 
-    generation: int
+    generation: object
+    made_at: float
+    """When it was ready, on the monotonic clock: see `protocol.Lease` for what that is worth."""
 
     def is_idle(self, deadline: float) -> bool: ...
 
@@ -37,11 +48,35 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-Connection = TypeVar("Connection", bound=Closable)
+Connection = TypeVar("Connection", bound=Pooled)
+
+
+class _Pool(Generic[Connection]):
+    """What one process has of a node."""
+
+    def __init__(self, retry_s: float) -> None:
+        self.free: deque[Connection] = deque()
+        self.given_back = Event()  # never set, but rung
+        self.made: dict[int, weakref.ref[Connection]] = {}
+        self.breaker = Breaker(retry_s)
+        self.generation = object()
+        self.errors = Counter()
+        self.pause_ends_at = 0.0
+
+    def add(self, connection: Connection) -> None:
+        self.made[id(connection)] = weakref.ref(connection)
+        for key, made in list(self.made.items()):
+            if made() is None:
+                self.made.pop(key, None)
+
+    def has_older(self, asked_at: float) -> bool:
+        """Return whether a connection that is good for a token of then is lent to somebody."""
+        alive = [connection for made in list(self.made.values()) if (connection := made()) is not None]
+        return any(one.generation is self.generation and one.made_at <= asked_at for one in alive)
 
 
 class Node(Generic[Connection]):
-    """Hands each thread its connection, or None while the node is not to be tried.
+    """Hands each request a connection, or None while the node is not to be tried.
 
     `dial` makes one within so many seconds. `began` is when the caller began to wait, on the monotonic clock:
     connecting and asking, and connecting to several nodes, together stay within one time limit.
@@ -49,105 +84,140 @@ class Node(Generic[Connection]):
 
     def __init__(self, name: str, dial: Callable[[float], Connection], *, timeout_s: float, retry_s: float) -> None:
         self.name = name
-        self.errors = 0
         self._dial = dial
         self._timeout_s = timeout_s
-        self._breaker = Breaker(retry_s)
-        self._generation = 0
-        self._lock = threading.Lock()
-        self._local = threading.local()
-        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._pools: PerProcess[_Pool[Connection]] = PerProcess(lambda: _Pool(retry_s))
+        self._pool = self._pools.get
         self._closed = False
-        self._pause_ends_at = 0.0
 
-    def connection(self, began: float) -> Connection | None:
-        """Return this thread's connection, made now if need be; None while the node is down.
+    @property
+    def errors(self) -> int:
+        return self._pool().errors.value
 
-        None also where less than half of the time limit is left, before connecting or after: the next caller connects,
-        or finds it made.
+    def count_errors(self, number: int) -> None:
+        if number:
+            self._pool().errors.add_many(number)
+
+    def take(self, began: float) -> Connection | None:
+        """Return a connection that is the caller's until it gives it back; a new one if need be.
+
+        None while the node is down, and where less than half of the time limit is left, before connecting or after: the
+        next caller connects, or finds it made.
         """
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is not None and connection.generation == self._generation:
-            return connection
+        pool = self._pool()
+        while pool.free:
+            try:
+                connection = pool.free.pop()
+            except IndexError:  # another was faster
+                break
+            if connection.generation is pool.generation:
+                return connection
+            connection.close()
         return self._connect(began)
 
-    def idle_connection(self, began: float) -> Connection | None:
+    def take_idle(self, began: float) -> Connection | None:
         """The same, but never one that the server has closed since: for requests that are not asked twice."""
-        connection = self.connection(began)
-        if connection is None:
-            return None
-        try:
-            idle = connection.is_idle(began + self._timeout_s)
-        except ConnectionError as error:
-            return self.broke(connection, error, began)
-        except OSError as error:
-            self.failed(connection, error)
-            return None
-        except BaseException:
-            self.interrupted(connection)
-            raise
-        return connection if idle else self._replace(connection, began)
+        while (connection := self.take(began)) is not None:
+            if connection.made_at >= began or self._is_idle(connection, began):
+                return connection
+        return None
+
+    def take_older(self, asked_at: float, began: float) -> Connection | None:
+        """Return an idle connection that was made by `asked_at`: over any other a token of then means nothing.
+
+        Where those that are old enough are all in use, as when a process begins, wait a moment for one.
+        """
+        pool = self._pool()
+        while True:
+            found = self._pop_older(pool, asked_at, began)
+            left_s = began + _WAITS_S - time.monotonic()
+            if found is not None or left_s <= 0 or not pool.has_older(asked_at):
+                return found
+            pool.given_back.wait(min(left_s, _LOOK_AGAIN_S))
+
+    def _pop_older(self, pool: _Pool[Connection], asked_at: float, began: float) -> Connection | None:
+        younger: list[Connection] = []
+        found: Connection | None = None
+        while found is None and pool.free:
+            try:
+                connection = pool.free.pop()
+            except IndexError:
+                break
+            if connection.generation is not pool.generation:
+                connection.close()
+            elif connection.made_at > asked_at:
+                younger.append(connection)
+            elif self._is_idle(connection, began):
+                found = connection
+        pool.free.extend(reversed(younger))
+        return found
+
+    def give_back(self, connection: Connection) -> None:
+        """Let others have a connection whose every reply has been read, or is owed to nobody but the next request."""
+        pool = self._pool()
+        if connection.generation is not pool.generation:
+            connection.close()
+            return
+        pool.free.append(connection)
+        pool.given_back.wake()
 
     def failed(self, connection: Connection, error: OSError) -> None:
         """Close a connection that did not do what was asked, retire all others, and let the node rest a while."""
-        if time.monotonic() < self._pause_ends_at:
-            self.errors += 1
-            self.interrupted(connection)
+        pool = self._pool()
+        if time.monotonic() < pool.pause_ends_at:
+            pool.errors.add()
+            connection.close()
             return
         self._retire(connection)
         self._rest(error)
 
     def expect_pause(self) -> None:
         """Blame the node for no failure of the next moments: it frees what somebody else has stored, of any size."""
-        self._pause_ends_at = time.monotonic() + _PAUSE_S
-
-    def interrupted(self, connection: Connection) -> None:
-        """Close a connection whose caller was interrupted, by Ctrl-C or a time-out of gevent's: a reply may yet come.
-
-        Its next request would take that for an answer. The server is not to blame, so nobody else goes without it.
-        """
-        connection.close()
-        connection.generation = _NONE
+        self._pool().pause_ends_at = time.monotonic() + _PAUSE_S
 
     def broke(self, connection: Connection, error: OSError, began: float) -> Connection | None:
         """Replace a connection that broke so soon after a request that it had most likely been closed before it.
 
         One that kept its caller waiting is a failure of the node: to ask again would double the wait.
         """
+        self._retire(connection)
         if time.monotonic() - began < self._timeout_s / 4:
-            return self._replace(connection, began)
-        self.failed(connection, error)
+            return self._connect(began)
+        self._rest(error)
         return None
 
     def check(self) -> Connection:
         """Return a new connection of the caller's own, past the breaker; raises as Connection does."""
         return self._dial(self._timeout_s)
 
-    def forget_connections(self) -> None:
-        self.errors = 0
-        self._lock = threading.Lock()
-        self._breaker.forget_lock()
-        self._local = threading.local()
-        self._open = weakref.WeakSet()
-
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._generation += 1
-            connections = list(self._open)
-        for connection in connections:
-            connection.close()
+        """Close the connections that are free now, and those in use when they are given back."""
+        self._closed = True
+        pool = self._pool()
+        pool.generation, free = object(), pool.free
+        while free:
+            with suppress(IndexError):
+                free.pop().close()
 
-    def _replace(self, connection: Connection, began: float) -> Connection | None:
-        """Close one that the server had closed before this request, as after a restart or idle time; make another."""
+    def _is_idle(self, connection: Connection, began: float) -> bool:
+        """Return whether nothing is to be read from it; close it where that is the end, or what should not be."""
+        try:
+            if connection.is_idle(began + self._timeout_s):
+                return True
+        except ConnectionError as error:
+            if time.monotonic() - began >= self._timeout_s / 4:
+                self._rest(error)
+        except OSError as error:
+            self._rest(error)
         self._retire(connection)
-        return self._connect(began)
+        return False
 
     def _connect(self, began: float) -> Connection | None:
+        pool = self._pool()
         left_s = self._left_s(began)
-        if self._closed or left_s < self._timeout_s / 2 or not self._breaker.allows():
+        if self._closed or left_s < self._timeout_s / 2 or not pool.breaker.allows():
             return None
-        generation = self._generation
+        generation = pool.generation  # a failure while this one is being made retires it, too
         try:
             connection = self._dial(left_s)
         except BackendUnsupported as error:
@@ -156,38 +226,32 @@ class Node(Generic[Connection]):
         except OSError as error:
             self._rest(error)
             return None
-        if not self._admit(connection, generation):
-            return None
-        if not self._breaker.closed:
-            self._breaker.succeeded()
+        connection.generation, connection.made_at = generation, time.monotonic()
+        pool.add(connection)
+        if not pool.breaker.closed:
+            pool.breaker.succeeded()
             log.info("cache server %s answers again", self.name)
         left_s = self._left_s(began)
         connection.limit_next(left_s)
-        return connection if left_s > self._timeout_s / 2 else None
+        if left_s > self._timeout_s / 2:
+            return connection
+        self.give_back(connection)
+        return None
 
     def _left_s(self, began: float) -> float:
         return self._timeout_s - (time.monotonic() - began)
 
-    def _admit(self, connection: Connection, generation: int) -> bool:
-        with self._lock:
-            if self._closed:
-                connection.close()
-                return False
-            connection.generation = generation
-            self._local.connection = connection
-            self._open.add(connection)
-            return True
-
     def _retire(self, connection: Connection) -> None:
         connection.close()
-        with self._lock:
-            if connection.generation == self._generation:
-                self._generation += 1
+        pool = self._pool()
+        if connection.generation is pool.generation:
+            pool.generation = object()
 
     def _rest(self, error: Exception) -> None:
-        self.errors += 1
-        if self._breaker.closed:
+        pool = self._pool()
+        pool.errors.add()
+        if pool.breaker.closed:
             log.warning(
                 "cache server %s does not answer, its lookups go to SQL meanwhile: %s", self.name, reason(error)
             )
-        self._breaker.failed()
+        pool.breaker.failed()

@@ -20,7 +20,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cellcache.codec import FENCE, LEASE, MARK
 from cellcache.errors import BackendUnsupported
@@ -44,7 +44,25 @@ _ADVICE = {
     "MISCONF": "repair its disk, or switch its persistence off: a cache needs none",
 }
 
+T = TypeVar("T")
+
 _Compose = Callable[[Connection, range], bytes]  # the commands for these positions, over this connection
+_Read = Callable[[Sequence[Reply], float], T]  # what the replies to a position of that moment mean
+
+
+class _Question(NamedTuple, Generic[T]):
+    """What to send for each position, and what to make of the `each` replies to it.
+
+    What cannot be read, an OSError, is a failure of the node.
+    """
+
+    compose: _Compose
+    read: _Read[T]
+    each: int = 1
+
+
+def _is_done(replies: Sequence[Reply], _: float) -> bool:
+    return replies[0] == 1
 
 
 class RedisBackend(LeasingBackend):
@@ -81,25 +99,26 @@ class RedisBackend(LeasingBackend):
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
         began = time.monotonic()
-        connection = self._node.connection(began)
+        connection = self._node.take(began)
         if connection is None:
             return Absent.UNREACHABLE
         token = LEASE + secrets.token_bytes(8)
         try:
             connection.send(self._lookups(connection, [raw_key(key)], token))
-            granted, standing = connection.replies(2, connection.recv(4096), began + self._timeout_s)
+            replies = connection.replies(2, connection.recv(4096), began + self._timeout_s)
+            entry = self._entry(replies, token, max(began, connection.made_at))
         except ConnectionError as error:
-            if self._node.broke(connection, error, began) is None:
+            another = self._node.broke(connection, error, began)
+            if another is None:
                 return Absent.UNREACHABLE
+            self._node.give_back(another)
             return self.lookup_multi([key])[0]
         except OSError as error:
             self._node.failed(connection, error)
             return Absent.UNREACHABLE
-        except BaseException:
-            self._node.interrupted(connection)
-            raise
-        self._node.errors += isinstance(granted, Refusal) or isinstance(standing, Refusal)
-        return self._entry(granted, standing, token, connection)
+        self._node.give_back(connection)
+        self._count_refusals(replies)
+        return entry
 
     def lookup_multi(self, keys: Sequence[str]) -> list[bytes | Lease | Absent]:
         token = LEASE + secrets.token_bytes(8)
@@ -109,8 +128,12 @@ class RedisBackend(LeasingBackend):
             return self._lookups(connection, raws[positions.start : positions.stop], token)
 
         entries: list[bytes | Lease | Absent] = [Absent.UNREACHABLE] * len(keys)
-        for position, (granted, standing), connection in self._converse(len(keys), compose, each=2):
-            entries[position] = self._entry(granted, standing, token, connection)
+
+        def read(replies: Sequence[Reply], asked_at: float) -> bytes | Lease | Absent:
+            return self._entry(replies, token, asked_at)
+
+        for position, entry in self._converse(len(keys), _Question(compose, read, each=2)):
+            entries[position] = entry
         return entries
 
     def peek_multi(self, keys: Sequence[str]) -> list[Seen]:
@@ -120,37 +143,33 @@ class RedisBackend(LeasingBackend):
             return b"".join([left + self._read(name) + left for name, left in zip(names, times_left, strict=True)])
 
         seen: list[Seen] = [Absent.UNREACHABLE] * len(keys)
-        for position, (before, standing, after), connection in self._converse(len(keys), compose, each=3):
-            seen[position] = self._seen(standing, (before, after), connection)
+
+        for position, standing in self._converse(len(keys), _Question(compose, self._seen, each=3)):
+            seen[position] = standing
         return seen
 
     def fill_multi(self, fills: Sequence[Fill]) -> list[bool]:
-        usable = _granted_over(self._node.connection(time.monotonic()), fills)
-        stored = [False] * len(fills)
-
         def compose(connection: Connection, positions: range) -> bytes:
-            return _fills(connection, [fills[usable[position]] for position in positions])
+            return _fills(connection, [fills[position] for position in positions])
 
-        for position, (reply,), _ in self._converse(len(usable), compose):
-            stored[usable[position]] = reply == 1
-        return stored
+        return self._confirmed(len(fills), compose, granted=_asked_at(fills))
 
     def send_fills(self, fills: Sequence[Fill], refused: Callable[[int], object], *, wait: bool) -> None:
-        connection = self._node.idle_connection(time.monotonic())
-        usable = _granted_over(connection, fills)
-        if wait or connection is None or not usable or len(fills) > _AT_ONCE:
+        if wait or len(fills) > _AT_ONCE:
             super().send_fills(fills, refused, wait=True)
             return
+        connection = self._node.take_older(_asked_at(fills), time.monotonic())
+        if connection is None:
+            refused(len(fills))
+            return
         try:
-            connection.send(_fills(connection, [fills[position] for position in usable]))
-            connection.owe(len(usable), partial(self._count_refused, refused))
-            refused(len(fills) - len(usable))
+            connection.send(_fills(connection, fills))
         except OSError as error:
             self._node.failed(connection, error)
             refused(len(fills))
-        except BaseException:
-            self._node.interrupted(connection)
-            raise
+            return
+        connection.owe(len(fills), partial(self._count_refused, refused))
+        self._node.give_back(connection)
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
         mark = FENCE + secrets.token_bytes(8)
@@ -159,9 +178,11 @@ class RedisBackend(LeasingBackend):
         def compose(connection: Connection, positions: range) -> bytes:
             return b"".join([_store(connection, keys[position], mark, self.fence_ttl_s) for position in positions])
 
-        for position, (reply,), connection in self._converse(len(keys), compose):
-            if reply == b"OK":
-                fences[position] = Fence(mark, connection=connection)
+        def read(replies: Sequence[Reply], asked_at: float) -> Fence:
+            return Fence(mark, asked_at=asked_at if replies[0] == b"OK" else None)
+
+        for position, fence in self._converse(len(keys), _Question(compose, read)):
+            fences[position] = fence
         return fences
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
@@ -174,7 +195,7 @@ class RedisBackend(LeasingBackend):
         def compose(connection: Connection, positions: range) -> bytes:
             return b"".join([self._removal(connection, raw_key(keys[position])) for position in positions])
 
-        return self._confirmed(len(keys), compose, deadline)
+        return self._confirmed(len(keys), compose, deadline=deadline)
 
     def store_multi(self, values: Mapping[str, bytes]) -> None:
         items = list(values.items())
@@ -182,8 +203,7 @@ class RedisBackend(LeasingBackend):
         def compose(connection: Connection, positions: range) -> bytes:
             return b"".join([_store(connection, *items[position], self.ttl_s) for position in positions])
 
-        for _ in self._converse(len(items), compose):
-            pass
+        self._confirmed(len(items), compose)
 
     def check(self) -> list[NodeStatus]:
         name = self._node.name
@@ -202,9 +222,6 @@ class RedisBackend(LeasingBackend):
             return [NodeStatus(name, connection.version, None, _explained(error))]
         finally:
             connection.close()
-
-    def forget_connections(self) -> None:
-        self._node.forget_connections()
 
     def close(self) -> None:
         self._node.close()
@@ -230,24 +247,26 @@ class RedisBackend(LeasingBackend):
         result = () if value is None else (value, _milliseconds(ttl_s))
         return _script(connection.settle, connection, raw_key(key), fence.mark, self._longest_mark_ms, *result)
 
-    def _entry(self, granted: Reply, standing: Reply, token: bytes, connection: Connection) -> bytes | Lease | Absent:
+    def _entry(self, replies: Sequence[Reply], token: bytes, asked_at: float) -> bytes | Lease | Absent:
+        granted, standing = replies
         if granted is None:
-            return self._standing(standing, connection)
+            return self._standing(standing)
         if granted == b"OK":
-            return Lease(token, connection)
+            return Lease(token, asked_at)
         if not isinstance(granted, Refusal):
-            self._node.failed(connection, Garbled("an odd reply to a lookup"))
+            raise Garbled("an odd reply to a lookup")
         return Absent.UNREACHABLE
 
-    def _seen(self, standing: Reply, left_ms: Sequence[Reply], connection: Connection) -> Seen:
+    def _seen(self, replies: Sequence[Reply], _: float) -> Seen:
         """Say what stands there, by its time to live before and after: one of the two may be that of a value."""
-        seen = self._standing(standing, connection)
+        before, standing, after = replies
+        seen = self._standing(standing)
         if seen in {Absent.LEASED, Absent.FENCED}:
-            in_time = any(isinstance(left, int) and 0 <= left <= int(self._longest_mark_ms) for left in left_ms)
+            in_time = any(isinstance(left, int) and 0 <= left <= int(self._longest_mark_ms) for left in (before, after))
             return seen if in_time else Absent.ENDLESS
-        return None if seen == b"" and _NO_KEY in left_ms else seen
+        return None if seen == b"" and _NO_KEY in (before, after) else seen
 
-    def _standing(self, reply: Reply, connection: Connection) -> bytes | Absent:
+    def _standing(self, reply: Reply) -> bytes | Absent:
         if isinstance(reply, bytes):
             if len(reply) > self.longest_value:
                 self._node.expect_pause()  # while it is removed: Redis answers nobody until its memory is free
@@ -258,62 +277,79 @@ class RedisBackend(LeasingBackend):
                 return Absent.FENCED
             return Absent.LEASED if reply.startswith(LEASE) else reply
         if not isinstance(reply, Refusal):
-            self._node.failed(connection, Garbled("an odd reply to a lookup"))
-        elif reply.startswith("WRONGTYPE"):
+            raise Garbled("an odd reply to a lookup")
+        if reply.startswith("WRONGTYPE"):
             return b""  # as above
         return Absent.UNREACHABLE
 
     def _count_refused(self, refused: Callable[[int], object], replies: Sequence[Reply]) -> None:
         if not all(isinstance(reply, int | Refusal) for reply in replies):
             raise Garbled("a value in reply to a fill")
-        self._node.errors += sum(isinstance(reply, Refusal) for reply in replies)
+        self._count_refusals(replies)
         refused(sum(reply != 1 for reply in replies))
 
-    def _confirmed(self, total: int, compose: _Compose, deadline: float | None = None) -> list[bool]:
+    def _count_refusals(self, replies: Sequence[Reply]) -> None:
+        self._node.count_errors(sum(type(reply) is Refusal for reply in replies))
+
+    def _confirmed(
+        self, total: int, compose: _Compose, *, granted: float | None = None, deadline: float | None = None
+    ) -> list[bool]:
         confirmed = [False] * total
-        for position, (reply,), _ in self._converse(total, compose, deadline=deadline):
-            confirmed[position] = reply == 1
+        for position, done in self._converse(total, _Question(compose, _is_done), granted=granted, deadline=deadline):
+            confirmed[position] = done
         return confirmed
 
     def _converse(
-        self, total: int, compose: _Compose, *, each: int = 1, deadline: float | None = None
-    ) -> Iterator[tuple[int, Sequence[Reply], Connection]]:
-        """Ask for every position, 1,000 in a round trip; yield those that were answered, with `each` replies."""
+        self, total: int, question: _Question[T], *, granted: float | None = None, deadline: float | None = None
+    ) -> Iterator[tuple[int, T]]:
+        """Ask for every position, 1,000 in a round trip; yield those that were answered, with what that means.
+
+        With `granted`, over a connection that was made by then, or not at all.
+        """
         for start in range(0, total, _AT_ONCE):
             positions = range(start, min(start + _AT_ONCE, total))
-            connection, replies = self._ask(compose, positions, each, deadline)
-            if connection is not None:
-                self._node.errors += sum(type(reply) is Refusal for reply in replies)
-                for position, answer in zip(positions, zip(*[iter(replies)] * each, strict=True), strict=True):
-                    yield position, answer, connection
+            began = time.monotonic()
+            by = began + self._timeout_s if deadline is None else min(began + self._timeout_s, deadline)
+            if granted is None:
+                answers = self._ask_again_if_broken(question, positions, began, by)
+            else:
+                answers = self._ask(self._node.take_older(granted, began), question, positions, by)
+            yield from zip(positions, answers, strict=False)
 
-    def _ask(
-        self, compose: _Compose, positions: range, each: int, deadline: float | None
-    ) -> tuple[Connection | None, list[Reply]]:
+    def _ask_again_if_broken(self, question: _Question[T], positions: range, began: float, by: float) -> list[T]:
         """Ask once more where the server had hung up, since when it has restarted or the connection was long idle.
 
         What is asked here may be carried out twice: the second time it changes nothing, or costs a miss.
         """
-        began = time.monotonic()
-        connection = self._node.connection(began)
-        for again in (True, False):
-            if connection is None:
-                break
-            try:
-                by = began + self._timeout_s if deadline is None else min(began + self._timeout_s, deadline)
-                return connection, connection.ask(compose(connection, positions), each * len(positions), by)
-            except ConnectionError as error:
-                if not again:
-                    self._node.failed(connection, error)
-                    break
-                connection = self._node.broke(connection, error, began)
-            except OSError as error:
-                self._node.failed(connection, error)
-                break
-            except BaseException:
-                self._node.interrupted(connection)
-                raise
-        return None, []
+        connection = self._node.take(began)
+        if connection is None:
+            return []
+        try:
+            return self._told(connection, question, positions, by)
+        except ConnectionError as error:
+            return self._ask(self._node.broke(connection, error, began), question, positions, by)
+        except OSError as error:
+            self._node.failed(connection, error)
+            return []
+
+    def _ask(self, connection: Connection | None, question: _Question[T], positions: range, by: float) -> list[T]:
+        if connection is None:
+            return []
+        try:
+            return self._told(connection, question, positions, by)
+        except OSError as error:
+            self._node.failed(connection, error)
+            return []
+
+    def _told(self, connection: Connection, question: _Question[T], positions: range, by: float) -> list[T]:
+        """Ask over this connection, and give it back if the replies could be read. Raises OSError."""
+        compose, read, each = question
+        asked_at = time.monotonic()
+        replies = connection.ask(compose(connection, positions), each * len(positions), by)
+        found = [read(answer, asked_at) for answer in zip(*[iter(replies)] * each, strict=True)]
+        self._node.give_back(connection)
+        self._count_refusals(replies)
+        return found
 
     def _probe(self, connection: Connection) -> None:
         """Do what lookups and writes do, on a key that is nobody's."""
@@ -332,9 +368,9 @@ def _script(sha: bytes, connection: Connection, raw: bytes, *arguments: bytes) -
     )
 
 
-def _granted_over(connection: Connection | None, fills: Sequence[Fill]) -> list[int]:
-    """Return whose lease is still good: on another connection that server may have been demoted and promoted since."""
-    return [position for position, fill in enumerate(fills) if fill.lease.connection is connection]
+def _asked_at(fills: Sequence[Fill]) -> float:
+    """Return by when a connection must have been made: its server has neither started nor been demoted since."""
+    return min((fill.lease.asked_at for fill in fills), default=0.0)
 
 
 def _fills(connection: Connection, fills: Sequence[Fill]) -> bytes:

@@ -84,6 +84,8 @@ class Connection(Stream[Reply]):
     which Refused is a kind) or BackendUnsupported.
     """
 
+    _connection: Any = None  # an interruption may come before it is there
+
     def __init__(
         self,
         connection: AbstractConnection,
@@ -116,7 +118,8 @@ class Connection(Stream[Reply]):
         self.close()
 
     def close(self) -> None:
-        self._connection.disconnect()  # type: ignore[no-untyped-call, unused-ignore]
+        if self._connection is not None:
+            self._connection.disconnect()  # type: ignore[no-untyped-call, unused-ignore]
 
     def _handshake(self, shown: str, key_prefix: bytes, deadline: float) -> None:
         """Log in, choose the database and ask who this is, in one round trip; leave the scripts there, in another."""

@@ -6,6 +6,7 @@ A stream on which anything goes wrong is closed: what a late reply would answer 
 from __future__ import annotations
 
 import abc
+import math
 import select
 import socket
 import struct
@@ -30,13 +31,14 @@ class TooLong(Garbled):
 
 
 class Stream(abc.ABC, Generic[ReplyT]):
-    """One connection to one server, used by one thread at a time.
+    """One connection to one server, used by one request at a time.
 
     Raises OSError, of which a time-out and Garbled are kinds; ConnectionError where the server hung up.
     """
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
-        self.generation = -1
+        self.generation: object = None
+        self.made_at = math.inf
         self.timeout_s = timeout_s
         self._sock = sock
         self._owed: list[tuple[int, Callable[[Sequence[ReplyT]], None]]] = []

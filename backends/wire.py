@@ -48,11 +48,13 @@ AnyReply = Reply | Hit | Grant
 
 
 class Connection(Stream[AnyReply]):
-    """A connected, authenticated socket to a memcached that is new enough. Used by one thread at a time.
+    """A connected, authenticated socket to a memcached that is new enough. Used by one request at a time.
 
     Making one takes at most `within_s`, for each address of the host; a request takes `timeout_s`. Raises OSError (of
     which a time-out and Garbled are kinds) or BackendUnsupported.
     """
+
+    _client: Client | None = None  # an interruption may come before it is made
 
     def __init__(
         self,
@@ -87,10 +89,11 @@ class Connection(Stream[AnyReply]):
 
     @property
     def closed(self) -> bool:
-        return self._client.sock is None
+        return self._client is None or self._client.sock is None
 
     def close(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
 
     def _parse(self, buffer: bytes, start: int, replies: list[AnyReply], expected: int) -> int:
         while len(replies) < expected:

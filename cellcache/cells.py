@@ -39,8 +39,9 @@ class Cells:
         self._by_uuid: dict[str, CellMapping] = {}
         self._odd: set[str] = set()
         self._engines: dict[str, Engine] = {}
-        self._lock = threading.Lock()
-        self._refreshing = threading.Lock()
+        # A signal handler or a finalizer may come in between, and use the directory too.
+        self._lock = threading.RLock()
+        self._refreshing = threading.RLock()
         self._refresh_began = 0
         self._next_look_at = 0.0
 
@@ -144,11 +145,6 @@ class Cells:
             yield engine
         finally:
             engine.dispose()
-
-    def forget_connections(self) -> None:
-        self._lock, self._refreshing = threading.Lock(), threading.Lock()
-        for engine in self._engines.values():
-            engine.dispose(close=False)
 
     def close(self) -> None:
         with self._lock:

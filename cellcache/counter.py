@@ -1,28 +1,27 @@
-"""A counter that threads share: counting takes no lock."""
+"""A counter that threads share, without a lock: nobody can wait for a thread that a fork has left behind."""
 
 from __future__ import annotations
 
-import itertools
-import threading
+from collections import deque
+from itertools import count, islice
 
 
 class Counter:
-    """`add()` counts one; it is a single call into C, so no thread can come between its reading and its writing.
+    """`add()` counts one and returns how many there are now, or a few more.
 
-    Reading counts one as well, which is taken off again.
+    Every step is a single call into C, so no thread can come between its reading and its writing. Reading counts, too:
+    how many of the steps were readings is taken off.
     """
 
     def __init__(self) -> None:
-        self.add = itertools.count(1).__next__
-        self._lock = threading.Lock()
-        self._extra = 0
+        self._steps = count(1)
+        self._readings = count(1)
+        self.add = self._steps.__next__
 
     def add_many(self, n: int) -> None:
-        with self._lock:
-            self._extra += n
+        deque(islice(self._steps, n), maxlen=0)
 
     @property
     def value(self) -> int:
-        with self._lock:
-            self._extra -= 1
-            return self.add() + self._extra
+        readings = next(self._readings)
+        return next(self._steps) - readings

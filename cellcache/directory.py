@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Self
@@ -34,28 +34,25 @@ from cellcache.arguments import (
     demand_whole,
 )
 from cellcache.audit import Audit, VerifyReport
-from cellcache.cells import Cells
 from cellcache.config import Settings
 from cellcache.database import DATABASE_ERRORS, demand_usable_url, translated
-from cellcache.database_identity import database_identity
+from cellcache.directory_state import DirectoryState
 from cellcache.errors import CellCacheError, InstanceNotMapped, InvalidValue, MappingExists
 from cellcache.explain import Explanation, explain
 from cellcache.flights import beginning
 from cellcache.foreign import shown
-from cellcache.invalidations import Delivery, Invalidations
-from cellcache.maintenance import Maintenance
+from cellcache.invalidations import Delivery
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid, canonical_uuids
-from cellcache.protocol import Held, NodeStatus
-from cellcache.purge import Progress, PruneReport, Purge
-from cellcache.read_through import ReadThrough
-from cellcache.region import demand_support, open_region
+from cellcache.per_process import PerProcess
+from cellcache.protocol import NodeStatus
+from cellcache.purge import Progress, PruneReport
+from cellcache.region import demand_support
 from cellcache.rows import batches
-from cellcache.signing import Signing
-from cellcache.statistics import Counters, Statistics
-from cellcache.store import Invalidation, Store, Waiting
+from cellcache.statistics import Statistics
+from cellcache.store import Invalidation, Waiting
 from cellcache.texts import LONGEST_NAME, demand_text, demand_transport_url
 from cellcache.transaction import Transaction, TransactionBroken
-from cellcache.write_through import Changes, WriteThrough
+from cellcache.write_through import Changes
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +68,15 @@ class CellDirectory:
     def __init__(self, settings: Settings) -> None:
         """Prepare everything and connect nothing; `open` is what callers want."""
         self.settings = settings
-        self._store = Store(settings.database)
-        self.region: CacheRegion
+        self._states = PerProcess(lambda: DirectoryState(settings), begin=self._begin)
+        self._here = self._states.get
+        self._opened = self._closed = False
+        self._here()
+
+    @property
+    def region(self) -> CacheRegion:
         """The dogpile.cache region: keys are instance UUIDs, values the UUIDs of their cells, None if not mapped."""
-        keys, prefix = settings.cache.signing_keys, settings.cache.key_prefix
-        self._signing = Signing(keys, prefix, self._store.agreement) if keys else None
-        self.region, self._backend = open_region(
-            settings.cache, name=database_identity(settings.database.sqlalchemy_url), signing=self._signing
-        )
-        self._lookup = self._backend.lookup
-        self._held: Callable[[object], Held | None] = self._backend.held.get
-        self._cells = Cells(self._store, settings.cells, settings.database)
-        self._cell_of_value: Mapping[object, CellMapping] = self._cells.by_value
-        self._invalidations = Invalidations(self._store, self._backend, settings.cache.durable)
-        self._maintenance = Maintenance(
-            self._invalidations, self._cells, self._signing, refresh_s=settings.cells.refresh_s
-        )
-        self._begin_counting()
+        return self._here().region
 
     @classmethod
     def open(cls, source: str | os.PathLike[str] | Settings | None = None) -> Self:
@@ -98,26 +87,25 @@ class CellDirectory:
         limit per node, and where entries are signed the database's as well.
         """
         directory = cls(source if isinstance(source, Settings) else Settings.load(source))
+        here = directory._here()
         try:
-            demand_support(directory._backend)
+            demand_support(here.backend)
         except BaseException:
             directory.close()
             raise
-        if directory._signing is not None:
-            directory._signing.obtain()
-        log.info("cache backend %s: %s", directory.settings.cache.backend, directory._backend.promise)
-        directory._maintenance.start()
+        if here.signing is not None:
+            here.signing.obtain()
+        log.info("cache backend %s: %s", directory.settings.cache.backend, here.backend.promise)
+        directory._opened = True
+        here.maintenance.start()
         _open_directories.add(directory)
         return directory
 
     def close(self) -> None:
-        """Close every connection of every thread and end the background thread."""
+        """End the background thread and close every connection: those in use, when they are given back."""
         _open_directories.discard(self)
-        self._maintenance.stop()
-        self._invalidations.flush()
-        self._backend.close()
-        self._cells.close()
-        self._store.close()
+        self._closed = True
+        self._here().close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,22 +121,27 @@ class CellDirectory:
         One cache round trip on a hit. Raises InvalidUUID, InstanceNotMapped, MappedCellNotFound, and, for what is not
         in the cache, DatabaseUnavailable. Never answers with what was true before a write that has returned.
         """
+        began, here = monotonic(), self._states.latest()
         try:
-            held = self._held(instance_uuid)
+            held = here.held(instance_uuid)
         except TypeError:  # not hashable, so no UUID either
             held = None
-        if held is not None and held[1] > monotonic():
-            cell = self._cell_of_value.get(held[0])
+        if held is not None and began < held[1] and began < here.maintenance.overdue_at:
+            cell = here.cell_of_value.get(held[0])
             if cell is not None:
-                self._count_hit()
+                here.count_hit()
                 return cell
         key = canonical_uuid(instance_uuid)
-        began, asked_at = monotonic(), beginning()
-        entry = self._lookup(key)
-        cell = self._cell_of_value.get(entry)
+        here = self._here()
+        if began > here.maintenance.overdue_at:
+            here.maintenance.catch_up()
+            began = monotonic()
+        asked_at = beginning()
+        entry = here.lookup(key)
+        cell = here.cell_of_value.get(entry)
         if cell is None:
-            return self._read_through.resolve(key, entry, asked_at, began)
-        self._count_hit()
+            return here.read_through.resolve(key, entry, asked_at, began)
+        here.count_hit()
         return cell
 
     def resolve_cells(self, instance_uuids: Iterable[str | UUID]) -> dict[str, CellMapping]:
@@ -167,14 +160,17 @@ class CellDirectory:
         return found
 
     def _resolve_part(self, keys: Sequence[str]) -> dict[str, CellMapping]:
+        here = self._here()
+        if monotonic() > here.maintenance.overdue_at:
+            here.maintenance.catch_up()
         began, asked_at = monotonic(), beginning()
-        entries = self._backend.lookup_multi(keys)
-        cells = list(map(self._cell_of_value.get, entries))
+        entries = here.backend.lookup_multi(keys)
+        cells = list(map(here.cell_of_value.get, entries))
         found = {key: cell for key, cell in zip(keys, cells, strict=True) if cell is not None}
-        self._counters.hits.add_many(len(found))
+        here.counters.hits.add_many(len(found))
         if len(found) < len(keys):
             rest = {key: entry for key, entry in zip(keys, entries, strict=True) if key not in found}
-            found.update(self._read_through.resolve_many(rest, asked_at, began))
+            found.update(here.read_through.resolve_many(rest, asked_at, began))
         return found
 
     def map_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID, project_id: str) -> InstanceMapping:
@@ -195,7 +191,7 @@ class CellDirectory:
                 raise TransactionBroken(f"instance {key} was pruned, or its cell made or enabled, only now")
             return mapping, {key: cell}
 
-        return self._write_through.write(create)
+        return self._here().write_through.write(create)
 
     def map_instances(self, rows: Iterable[NewMapping]) -> int:
         """Create many mappings and write them through to the cache; return how many were created.
@@ -226,7 +222,7 @@ class CellDirectory:
                     raise TransactionBroken("others have mapped and pruned some of these instances meanwhile")
             return created, {key: cell for key, (cell, _) in new.items()}
 
-        return self._write_through.write(create)
+        return self._here().write_through.write(create)
 
     def move_instance(self, instance_uuid: str | UUID, cell_uuid: str | UUID) -> InstanceMapping:
         """Say that the instance lives in another cell from now on. Moving it to where it is changes nothing.
@@ -244,7 +240,7 @@ class CellDirectory:
             updated_at = transaction.require_cells([cell])
             return transaction.set_cell(mapping, cell, updated_at), {key: cell}
 
-        return self._write_through.write(move)
+        return self._here().write_through.write(move)
 
     def prune(self, instance_uuids: Iterable[str | UUID]) -> int:
         """Remove mappings, and their entries from the cache; return how many there were.
@@ -260,7 +256,7 @@ class CellDirectory:
                     transaction.delete_mappings(mappings.values())
                 return len(mappings), dict.fromkeys(mappings)
 
-            return self._write_through.write(remove)
+            return self._here().write_through.write(remove)
 
         return sum(remove_these(batch) for batch in batches(canonical_uuids(instance_uuids)))
 
@@ -286,7 +282,7 @@ class CellDirectory:
         """
         if progress is not None and not callable(progress):
             raise InvalidValue(f"progress {shown(progress)} cannot be called")
-        return self._purge.prune(
+        return self._here().purge.prune(
             canonical_uuid(cell_uuid),
             older_than_s=demand_number("older_than_s", older_than_s, least=0, most=LONGEST_S),
             batch=demand_whole("batch", batch, least=1, most=LARGEST_PAGE),
@@ -298,7 +294,7 @@ class CellDirectory:
     def get_instance(self, instance_uuid: str | UUID) -> InstanceMapping:
         """Return the row itself, from SQL. Raises InstanceNotMapped."""
         key = canonical_uuid(instance_uuid)
-        mapping = self._store.mapping(key)
+        mapping = self._here().store.mapping(key)
         if mapping is None:
             raise InstanceNotMapped(key)
         return mapping
@@ -318,7 +314,7 @@ class CellDirectory:
         cell = None if cell_uuid is None else canonical_uuid(cell_uuid)
         last = None if after is None else demand_whole("after", after, least=0, most=LARGEST_ID)
         size = demand_whole("limit", limit, least=1, most=LARGEST_PAGE)
-        return self._store.mappings(project_id=project, cell_uuid=cell, after=last, limit=size)
+        return self._here().store.mappings(project_id=project, cell_uuid=cell, after=last, limit=size)
 
     @contextmanager
     def connect_cell(self, instance_uuid: str | UUID) -> Iterator[Connection]:
@@ -328,7 +324,7 @@ class CellDirectory:
         """
         cell = self.resolve_cell(instance_uuid)
         try:
-            connection = self._cells.engine(cell).connect()
+            connection = self._here().cells.engine(cell).connect()
         except DATABASE_ERRORS as error:
             raise translated(error, cell.database_connection) from error
         with connection:
@@ -346,20 +342,20 @@ class CellDirectory:
             database_connection=demand_usable_url(database_connection),
             transport_url=demand_transport_url(transport_url),
         )
-        with self._store.change_cells() as transaction:
+        with self._here().store.change_cells() as transaction:
             cell = transaction.insert_cell(cell)
             transaction.commit()
-        self._cells.refresh()
+        self._here().cells.refresh()
         return cell
 
     def get_cell(self, uuid: str | UUID) -> CellMapping:
         """Return a cell as the table has it now. Raises CellNotFound."""
-        self._cells.refresh()
-        return self._cells.get(canonical_uuid(uuid))
+        self._here().cells.refresh()
+        return self._here().cells.get(canonical_uuid(uuid))
 
     def list_cells(self) -> list[CellMapping]:
         """Return all cells, the oldest first."""
-        return self._store.cells()
+        return self._here().store.cells()
 
     def update_cell(
         self,
@@ -378,25 +374,26 @@ class CellDirectory:
             "disabled": None if disabled is None else demand_switch("disabled", disabled),
         }
         cell_uuid = canonical_uuid(uuid)
-        with self._store.change_cells() as transaction:
+        with self._here().store.change_cells() as transaction:
             transaction.update_cell(cell_uuid, {key: value for key, value in changes.items() if value is not None})
             transaction.commit()
         return self.get_cell(cell_uuid)
 
     def delete_cell(self, uuid: str | UUID) -> None:
         """Delete a cell that has no mappings any more. Raises CellInUse, CellNotFound."""
-        with self._store.change_cells() as transaction:
+        with self._here().store.change_cells() as transaction:
             transaction.delete_cell(canonical_uuid(uuid))
             transaction.commit()
-        self._cells.refresh()
+        self._here().cells.refresh()
 
     def explain(self, instance_uuid: str | UUID) -> Explanation:
         """Resolve one instance and tell what each step found and took. Not counted in `stats`."""
+        here = self._here()
         return explain(
             canonical_uuid(instance_uuid),
-            store=self._store,
-            backend=self._backend,
-            cells=self._cells,
+            store=here.store,
+            backend=here.backend,
+            cells=here.cells,
             settings=self.settings,
         )
 
@@ -409,11 +406,13 @@ class CellDirectory:
             waiting = self.waiting_invalidations()
         except CellCacheError:
             waiting = None
-        counted = {name: counter.value for name, counter in vars(self._counters).items()}
+        here = self._here()
+        counted = {name: counter.value for name, counter in vars(here.counters).items()}
         return Statistics(
             **counted,
-            cache_errors=self._backend.errors,
-            sql_reads=self._store.reads.value,
+            cache_errors=here.backend.errors,
+            sql_reads=here.store.reads.value,
+            passes_by_lookups=here.maintenance.by_lookups.value,
             invalidations_pending=None if waiting is None else waiting.count,
             invalidations_oldest_s=None if waiting is None else waiting.oldest_s,
         )
@@ -428,7 +427,8 @@ class CellDirectory:
         difference that is seen only while a write is under way is not one. What a cache node does not answer is asked
         again for a few times `cache.retry_s`, and then counted as unreachable. Raises DatabaseUnavailable.
         """
-        audit = Audit(self._store, self._backend, retry_s=self.settings.cache.retry_s)
+        here = self._here()
+        audit = Audit(here.store, here.backend, retry_s=self.settings.cache.retry_s)
         return audit.run(
             sample=None if sample is None else demand_whole("sample", sample, least=1, most=LARGEST_ID),
             rate_per_s=None if rate_per_s is None else demand_number("rate_per_s", rate_per_s, least=0.001, most=1e9),
@@ -437,64 +437,64 @@ class CellDirectory:
 
     def deliver_invalidations(self) -> Delivery:
         """Deliver now what is due, as the background thread does every few seconds. Raises DatabaseUnavailable."""
-        return self._invalidations.deliver()
+        return self._here().invalidations.deliver()
 
     def list_invalidations(self, limit: int = 100) -> list[Invalidation]:
         """Return the oldest invalidations, also those that their writer will most likely remove within seconds."""
-        return self._store.invalidations(limit=demand_whole("limit", limit, least=1, most=LARGEST_PAGE))
+        return self._here().store.invalidations(limit=demand_whole("limit", limit, least=1, most=LARGEST_PAGE))
 
     def waiting_invalidations(self) -> Waiting:
         """Return how many invalidations are due and not delivered, and how old the oldest is. One SQL statement."""
-        return self._store.waiting_invalidations()
+        return self._here().store.waiting_invalidations()
 
     def count_by_cell(self) -> dict[str, int]:
         """Return the number of mappings per cell UUID. Reads the whole index: seconds for millions of rows."""
-        return self._store.count_by_cell()
+        return self._here().store.count_by_cell()
 
     def check_cache(self) -> list[NodeStatus]:
         """Reach every cache node, past any circuit breaker. Blocks for at most the time limit per node."""
-        return self._backend.check()
+        return self._here().backend.check()
 
     def deployment(self) -> str:
         """Return the identity that signed entries of this deployment are for; it is written where there is none yet.
 
         Raises DatabaseUnavailable, SchemaError.
         """
-        return self._store.agreement().deployment
+        return self._here().store.agreement().deployment
 
     @property
     def promise(self) -> str:
         """How fresh an answer is, in one line."""
-        return self._backend.promise
+        return self._here().backend.promise
 
-    def _begin_counting(self) -> None:
-        self._counters = Counters()
-        self._count_hit = self._counters.hits.add
-        self._read_through = ReadThrough(self._store, self._backend, self._cells, self._counters, self.settings)
-        self._write_through = WriteThrough(
-            self._store, self._backend, self._invalidations, self._counters, self.settings.cache
-        )
-        self._purge = Purge(self._store, self._cells, self._write_through)
-
-    def _after_fork(self) -> None:
-        """In the child: the parent's sockets, locks, flights and thread are not ours."""
-        self._backend.forget_connections()
-        self._store.forget_connections()
-        self._cells.forget_connections()
-        self._invalidations.forget_parent()
-        self._begin_counting()
-        self._maintenance.start()
+    def _begin(self, here: DirectoryState) -> None:
+        """In a process that has made a state of its own."""
+        if self._closed:
+            here.close()
+        elif self._opened:
+            here.maintenance.start()
 
 
 _open_directories: weakref.WeakSet[CellDirectory] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
     for directory in list(_open_directories):
-        directory._after_fork()  # noqa: SLF001 - its own module
+        directory._here().maintenance.stop_for_fork()  # noqa: SLF001 - its own module
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _after_fork_in_parent() -> None:
+    for directory in list(_open_directories):
+        directory._here().maintenance.start()  # noqa: SLF001
+
+
+def _after_fork_in_child() -> None:
+    """Begin at once where Python is told of the fork. Nothing rests on it: other children begin at their first use."""
+    for directory in list(_open_directories):
+        directory._here()  # noqa: SLF001
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _checked(row: NewMapping) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple, TypeVar
 
 from cellcache.errors import CellCacheError
+from cellcache.event import Event
 from cellcache.protocol import CoherentBackend, Fence, Settlement
 from cellcache.store import Store
 from cellcache.transaction import Transaction
@@ -47,7 +48,7 @@ class Invalidations:
         self._unsettled: deque[tuple[int, Sequence[Settlement]]] = deque(maxlen=_MOST_OF_OUR_OWN)  # with their rows
         self._unrecorded: deque[tuple[list[str], float]] = deque()  # what could not even be recorded, and its after_s
         self._delivering = threading.RLock()  # one thread's pass at a time; it may be interrupted by one of its own
-        self.wanted = threading.Event()
+        self.wanted = Event()
         """Set when there is something to deliver that should not wait for the next pass."""
 
     def record(self, transaction: Transaction, keys: Sequence[str], unfenced: Sequence[str]) -> int | None:
@@ -128,13 +129,6 @@ class Invalidations:
             log.warning("%d settled invalidations are left to other processes: %s", len(self._settled), error)
         for keys, _ in self._unrecorded:
             log.error("an invalidation of %d instances is lost with this process: %s", len(keys), ", ".join(keys[:10]))
-
-    def forget_parent(self) -> None:
-        """In a child after `fork()`: what the parent has to deliver stays the parent's."""
-        self._settled.clear()
-        self._unsettled.clear()
-        self._unrecorded.clear()
-        self.wanted, self._delivering = threading.Event(), threading.RLock()
 
     def _deliver_unsettled(self) -> None:
         """Deliver what our own writes could not settle; others leave those rows alone for a while."""

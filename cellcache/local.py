@@ -7,7 +7,8 @@ of this process take their instances out of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 
 from cellcache.protocol import Absent, CoherentBackend, Fence, Fill, Held, Lease, NodeStatus, Seen, Settlement
@@ -22,7 +23,7 @@ class LocalLayer:
         self._backend = backend
         self._ttl_s = ttl_s
         self._most = max_entries
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler's lookup may come in between
         self._drops = 0
 
     @property
@@ -71,27 +72,30 @@ class LocalLayer:
     def check(self) -> list[NodeStatus]:
         return self._backend.check()
 
-    def forget_connections(self) -> None:
-        self._lock = threading.Lock()
-        self._backend.forget_connections()
-
     def close(self) -> None:
         self.held.clear()
         self._backend.close()
 
-    def _hold(self, entries: Iterable[tuple[str, bytes]], asked_at: float, drops: int) -> None:
+    def _hold(self, entries: Collection[tuple[str, bytes]], asked_at: float, drops: int) -> None:
         """Hold answers, unless a write of this process has dropped any since they were asked for.
 
-        They might be from before that write, whose caller has been told by now that it is done.
+        They might be from before that write, whose caller has been told by now that it is done. A place is made for
+        each before that is looked at: a signal handler's write, which the lock does not keep out, then takes it away.
         """
         with self._lock:
+            places: dict[str, Held] = {}
+            for key, _ in entries:
+                self.held.pop(key, None)
+                self.held[key] = places[key] = [b"", 0.0]
             if drops != self._drops:
+                for key in places:
+                    self.held.pop(key, None)
                 return
             for key, entry in entries:
-                self.held.pop(key, None)
-                self.held[key] = (entry, asked_at + self._ttl_s)
+                places[key][:] = entry, asked_at + self._ttl_s
             while len(self.held) > self._most:
-                del self.held[next(iter(self.held))]
+                with suppress(LookupError, RuntimeError, StopIteration):  # a signal handler has taken some away
+                    del self.held[next(iter(self.held))]
 
     def _drop(self, keys: Iterable[str]) -> None:
         with self._lock:

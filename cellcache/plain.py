@@ -38,7 +38,7 @@ class PlainBackend:
         self._region = region
         self._ttl_s = ttl_s
         self._negative_ttl_s = negative_ttl_s
-        self._lease = Lease(b"", self)
+        self._lease = Lease(b"", 0.0)
 
     def lookup(self, key: str) -> bytes | Lease | Absent:
         return self.lookup_multi([key])[0]
@@ -71,7 +71,7 @@ class PlainBackend:
             refused(len(fills))
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
-        return [Fence(b"", connection=self if done else None) for done in self.invalidate_multi(keys)]
+        return [Fence(b"", asked_at=0.0 if done else None) for done in self.invalidate_multi(keys)]
 
     def settle_multi(self, settlements: Sequence[Settlement]) -> list[bool]:
         return self.invalidate_multi([one.key for one in settlements])
@@ -84,9 +84,6 @@ class PlainBackend:
         before = self.errors
         self._succeeds(lambda: self._region.get("00000000-0000-0000-0000-000000000000"))
         return [NodeStatus(name, None, None, "does not answer" if self.errors > before else None)]
-
-    def forget_connections(self) -> None:
-        log.warning("a fork: %s keeps its connections as its driver does", type(self._region.actual_backend).__name__)
 
     def close(self) -> None:
         """Do nothing: dogpile's interface has no close; the driver's connections go with the region."""

@@ -10,8 +10,9 @@ from uuid import UUID
 from cellcache.config import Settings
 from cellcache.directory import CellDirectory
 from cellcache.model import CellMapping
+from cellcache.per_process import PerProcess
 
-_lock = threading.Lock()
+_lock = PerProcess(threading.RLock).get
 _directory: CellDirectory | None = None
 
 
@@ -22,7 +23,7 @@ def configure(source: str | os.PathLike[str] | Settings | CellDirectory | None =
     """
     global _directory
     directory = source if isinstance(source, CellDirectory) else CellDirectory.open(source)
-    with _lock:
+    with _lock():
         previous, _directory = _directory, directory
     if previous is not None and previous is not directory:
         previous.close()
@@ -41,15 +42,7 @@ def resolve_cells(instance_uuids: Iterable[str | UUID]) -> dict[str, CellMapping
 
 def _opened() -> CellDirectory:
     global _directory  # noqa: PLW0603
-    with _lock:
+    with _lock():
         if _directory is None:
             _directory = CellDirectory.open()
         return _directory
-
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()  # another thread of the parent may have held it
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Absent(enum.Enum):
@@ -30,32 +30,40 @@ class Absent(enum.Enum):
 
 
 class Lease(NamedTuple):
-    """The right to store one value under one key, once, over the connection that granted it."""
+    """The right to store one value under one key, once.
+
+    It was asked for at `asked_at`, on the monotonic clock, and may be used over any connection that was made by then.
+    One that is alive has spoken to one server process all the while, so no restart lies between the grant and the use:
+    after a restart the token may be somebody else's.
+    """
 
     token: bytes
-    connection: object
+    asked_at: float
 
 
 class Fence(NamedTuple):
-    """A writer's mark on an entry. `mark` is unique for ever; `token` and `connection` make settling one trip.
+    """A writer's mark on an entry. `mark` is unique for ever; `token` makes settling one trip, as that of a lease does.
 
-    Without a connection nobody knows whether it stands: the node did not confirm it.
+    With no `asked_at` nobody knows whether it stands: the node did not confirm it.
     """
 
     mark: bytes
     token: bytes = b""
-    connection: object = None
+    asked_at: float | None = None
 
     @property
     def confirmed(self) -> bool:
-        return self.connection is not None
+        return self.asked_at is not None
 
 
 Seen = bytes | Absent | None
 """What stands under a key for one who only looks: a value, nothing, or why there is no telling."""
 
-Held = tuple[bytes, float]
-"""An entry in this process's own memory: the value or mark, and when it ends on the monotonic clock."""
+Held = list[Any]
+"""An entry in this process's own memory: the value or mark, and when it ends on the monotonic clock.
+
+It is replaced in place by whoever may replace exactly that one: another's has an entry of its own.
+"""
 
 
 class Fill(NamedTuple):
@@ -115,7 +123,7 @@ class CoherentBackend(Protocol):
         """Replace each lease by its value if that very lease still stands.
 
         Without `wait` this does not block for the answer. `refused` is called with the number of those that were not
-        stored, now or by a later request of this thread; not at all for those whose connection breaks before.
+        stored, now or by a later request over that connection; not at all for those whose connection breaks before.
         """
 
     def fence_multi(self, keys: Sequence[str]) -> list[Fence]:
@@ -138,8 +146,5 @@ class CoherentBackend(Protocol):
     def check(self) -> list[NodeStatus]:
         """Reach every node, past any circuit breaker. Blocks for at most the time limit per node."""
 
-    def forget_connections(self) -> None:
-        """In a child process after `fork()`: drop the parent's connections without using them."""
-
     def close(self) -> None:
-        """Close every connection of every thread."""
+        """Close every connection; those that are in use, when their requests are done."""

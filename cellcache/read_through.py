@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from cellcache.cells import Cells
 from cellcache.codec import Undecodable, decode, encode
 from cellcache.config import Settings
-from cellcache.errors import CellNotFound, InstanceNotMapped, MappedCellNotFound
+from cellcache.errors import CellCacheError, CellNotFound, InstanceNotMapped, MappedCellNotFound
 from cellcache.flights import Flight, Flights, beginning
 from cellcache.known_backends import MEMCACHED, REDIS
 from cellcache.marks import Marks
@@ -48,8 +48,8 @@ class ReadThrough:
         self._limits = settings.cache
         self._limit_s = settings.cache.timeout_s if settings.cache.backend in {MEMCACHED, REDIS} else math.inf
         # A flight is two statements at most, each of which waits for a connection and then for its answer.
-        self._longest_flight_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
-        self._flights: Flights[str | None] = Flights()
+        longest_s = 2 * (settings.database.timeout_s * 2 + settings.database.connect_timeout_s)
+        self._flights: Flights[str | None] = Flights(longest_s=longest_s)
         self._marks = Marks()
         self._next_warning_at = 0.0
 
@@ -172,15 +172,16 @@ class ReadThrough:
         while entries:
             granted_at = beginning()
             leased = {key for key, entry in entries.items() if isinstance(entry, Lease)}
-            own, others = self._flights.join(entries, leased=leased, asked_at=asked_at)
-            if own.keys:
-                answers |= self._lead(own, {key: entries[key] for key in own.keys})
+            with self._flights.begin() as own:
+                others = self._flights.join(own, entries, leased=leased, asked_at=asked_at)
+                if own.keys:
+                    answers |= self._lead(own, {key: entries[key] for key in own.keys})
             if not others:
                 return answers
             answers |= self._follow(others, entries, asked_at, granted_at)
             # What is missing was read by a flight that began before we asked, perhaps before a write that returned
             # before we asked. If so, that write took away the flight's lease: what the cache holds now is right, and
-            # mostly it is the flight's answer.
+            # mostly it is the flight's answer. Or its leader was interrupted: one of us reads for the rest.
             found, entries = self._ask_again([key for key in others if key not in answers])
             answers |= found
         return answers
@@ -188,7 +189,7 @@ class ReadThrough:
     def _lead(self, flight: Flight[str | None], entries: Mapping[str, Lease | Absent]) -> dict[str, str | None]:
         try:
             answers = self._fetch(flight, entries)
-        except BaseException as error:
+        except CellCacheError as error:
             self._flights.end(flight)
             flight.fail(error)
             raise
@@ -229,9 +230,12 @@ class ReadThrough:
         self, flights: Mapping[str, Flight[str | None]], entries: Mapping[str, Entry], asked_at: int, granted_at: int
     ) -> dict[str, str | None]:
         """Wait for the reads of others; return the answers of those that began after we asked."""
-        deadline = time.monotonic() + self._longest_flight_s
-        landed = {key: flight.wait(max(0.0, deadline - time.monotonic())) for key, flight in flights.items()}
-        answers = {key: landed[key][key] for key, flight in flights.items() if flight.began_after(asked_at)}
+        landed = {key: flight.wait() for key, flight in flights.items()}
+        answers = {
+            key: landed[key][key]
+            for key, flight in flights.items()
+            if key in landed[key] and flight.began_after(asked_at)
+        }
         leases = {key: entry for key in answers if isinstance(entry := entries[key], Lease)}
         self._fill(
             {key: (lease, answers[key]) for key, lease in leases.items() if flights[key].began_after(granted_at)},

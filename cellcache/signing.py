@@ -165,9 +165,6 @@ class SignedBackend:
     def check(self) -> list[NodeStatus]:
         return self._backend.check()
 
-    def forget_connections(self) -> None:
-        self._backend.forget_connections()
-
     def close(self) -> None:
         self._backend.close()
 

@@ -62,6 +62,8 @@ class Statistics:
     """Requests to the cache that failed: time-outs, broken connections, refusals, garbled replies."""
     sql_reads: int
     """SELECT statements that lookups cost."""
+    passes_by_lookups: int
+    """Background passes that a lookup had to make, since this process's background thread does not run."""
     invalidations_pending: int | None
     """Invalidations of any process that are due and not delivered; None while the database does not answer."""
     invalidations_oldest_s: float | None

@@ -88,11 +88,6 @@ class Store:
         close_engine(self._reading)
         close_engine(self._writing)
 
-    def forget_connections(self) -> None:
-        self.reads = Counter()  # a child counts from zero, and a thread of the parent may have held its lock
-        self._reading.dispose(close=False)
-        self._writing.dispose(close=False)
-
     # -- reads -----------------------------------------------------------------------------------------------
 
     def now(self) -> datetime:

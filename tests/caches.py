@@ -14,6 +14,7 @@ import pytest
 from cellcache.backends.keys import raw_key
 from cellcache.backends.memcached import MemcachedBackend
 from cellcache.backends.memory import MemoryBackend
+from cellcache.backends.node import Node
 from cellcache.backends.redis import RedisBackend
 from cellcache.backends.resp import command
 from cellcache.codec import FENCE
@@ -100,10 +101,10 @@ class MemoryCache(Cache):
         self._insider._put(key, mark, time.monotonic() + ttl_s if ttl_s else inf)
 
     def evict(self, key: str) -> None:
-        self._insider._store.entries.pop(key, None)
+        self._insider._stores.get().entries.pop(key, None)
 
     def restart(self) -> None:
-        self._insider._store.entries.clear()
+        self._insider._stores.get().entries.clear()
 
     def _new(self, arguments: dict[str, Any]) -> MemoryBackend:
         return MemoryBackend(arguments)
@@ -204,6 +205,20 @@ def open_cache(kind: str, request: pytest.FixtureRequest) -> Cache:
 
 def new_key() -> str:
     return str(uuid.uuid4())
+
+
+def nodes_of(backend: Any) -> list[Node[Any]]:
+    """Return the servers that a backend talks to: none for the memory backend."""
+    nodes: list[Node[Any]] = getattr(backend, "_nodes", None) or [getattr(backend, "_node", None)]
+    return [node for node in nodes if node is not None]
+
+
+def connected(node: Node[Any]) -> float:
+    """Let a node have a free connection; return a moment by which it was made: a token of then may use it."""
+    connection = node.take(time.monotonic())
+    assert connection is not None
+    node.give_back(connection)
+    return time.monotonic()
 
 
 def cache_on(server: Memcached | Redis) -> MemcachedCache | RedisCache:

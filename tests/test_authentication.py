@@ -190,13 +190,13 @@ def test_redis_user_who_may_not_look_changes_nothing(database_url: str) -> None:
     with redis_with_user(*(rule for rule in readme_user() if rule != "+getrange")) as server:
         settings = settings_of(database_url, server, **USER, retry_s=0.001)
         with CellDirectory.open(settings) as directory:
-            backend, key = directory._backend, str(uuid4())
+            backend, key = directory._here().backend, str(uuid4())
             (fence,) = backend.fence_multi([key])
             assert fence.confirmed
             assert backend.invalidate_multi([key]) == [False]
             administrator = settings_of(database_url, server, key_prefix="cellcache:")
             with CellDirectory.open(administrator) as other:
-                assert other._backend.lookup(key) is Absent.FENCED
+                assert other._here().backend.lookup(key) is Absent.FENCED
 
 
 @pytest.mark.needs("redis")

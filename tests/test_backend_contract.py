@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,13 +25,17 @@ from tests.caches import (
     MemcachedCache,
     MemoryCache,
     RedisCache,
+    connected,
     eventually,
     fenced,
     leased,
     new_key,
+    nodes_of,
     open_cache,
 )
 from tests.fake_redis import FakeRedis
+
+WITH_SERVERS = KINDS[1:]
 
 OLD, NEW, OTHER = encode("0" * 32), encode("1" * 32), encode(None)
 
@@ -492,10 +497,48 @@ def test_fence_of_before_a_restart_leaves_nothing_older(cache: Cache, backend: B
     assert other.lookup(key) != OLD
 
 
-def test_lease_ends_with_its_connection(backend: Backend, key: str) -> None:
+def test_token_is_good_over_any_connection_that_was_made_before_it_was_asked_for(backend: Backend, key: str) -> None:
+    for node in nodes_of(backend):
+        two = [node.take(time.monotonic()) for _ in range(2)]
+        for connection in two:
+            node.give_back(connection)
     lease = leased(backend, key)
-    backend.forget_connections()
-    assert not fill(backend, key, lease)
+    with granting_connections_in_use(backend):
+        assert fill(backend, key, lease)
+    fence = fenced(backend, key)
+    with granting_connections_in_use(backend):
+        assert settle(backend, key, fence, NEW)
+    assert backend.lookup(key) == NEW
+
+
+@pytest.mark.parametrize("cache", WITH_SERVERS, indirect=True)
+def test_lease_is_good_over_no_connection_that_is_younger(backend: Backend, key: str) -> None:
+    lease, refused = leased(backend, key), list[int]()
+    with granting_connections_in_use(backend):
+        for node in nodes_of(backend):
+            connected(node)
+        assert not fill(backend, key, lease)
+        backend.send_fills([Fill(key, lease, OLD, 60)], refused.append, wait=False)
+        assert refused == [1]
+        assert backend.lookup(key) is Absent.LEASED
+    assert fill(backend, key, lease)
+
+
+def test_fence_that_has_no_older_connection_left_is_settled_all_the_same(backend: Backend, key: str) -> None:
+    fence = fenced(backend, key)
+    with granting_connections_in_use(backend):
+        assert settle(backend, key, fence, NEW)
+        assert backend.lookup(key) is not Absent.FENCED
+
+
+@contextmanager
+def granting_connections_in_use(backend: Backend) -> Iterator[None]:
+    """Let somebody else have the connection of each node that was used last."""
+    nodes = nodes_of(backend)
+    taken = [node.take(time.monotonic()) for node in nodes]
+    yield
+    for node, connection in zip(nodes, taken, strict=True):
+        node.give_back(connection)
 
 
 def test_restart_is_no_error_and_costs_no_answer(cache: Cache, backend: Backend, key: str) -> None:
@@ -837,7 +880,6 @@ def test_child_after_fork_uses_connections_of_its_own(backend: Backend, cache: C
     if child == 0:
         status = 1
         try:
-            backend.forget_connections()
             status = min(wrong_answers(list(values), may_miss=in_memory), 9) + 10 * min(backend.errors, 9)
         finally:
             os._exit(status)
@@ -860,28 +902,48 @@ def test_closed_backend_answers_without_an_error(backend: Backend, other: Backen
     assert len(other.lookup_multi([key])) == 1
 
 
-def test_closing_leaves_no_connection_of_any_thread(cache: Cache, backend: Backend, key: str) -> None:
-    stored(backend, key)
-    done = threading.Event()
-    ready = threading.Barrier(5)
-
-    def hold_a_connection() -> None:
-        backend.lookup(key)
-        ready.wait()
-        done.wait()
-
-    threads = [threading.Thread(target=hold_a_connection) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    nodes = getattr(backend, "_nodes", None) or [node for node in [getattr(backend, "_node", None)] if node]
-    connections = [connection for node in nodes for connection in node._open]
-    assert len(connections) >= 5 or not nodes
+def test_closing_closes_what_is_free_at_once_and_the_rest_when_it_is_given_back(backend: Backend) -> None:
+    taken = [(node, node.take(time.monotonic())) for node in nodes_of(backend) for _ in range(5)]
+    free, in_use = taken[::2], taken[1::2]
+    for node, connection in free:
+        node.give_back(connection)
     backend.close()
-    assert all(connection._sock.fileno() == -1 for connection in connections)
-    done.set()
-    for thread in threads:
-        thread.join()
+    assert [_is_open(connection) for _, connection in free] == [False] * len(free)
+    assert [_is_open(connection) for _, connection in in_use] == [True] * len(in_use)
+    for node, connection in in_use:
+        node.give_back(connection)
+    assert not any(_is_open(connection) for _, connection in taken)
+
+
+def test_threads_that_look_up_while_it_closes_leave_no_connection(backend: Backend, key: str) -> None:
+    made, closed = list[Any](), threading.Event()
+    for node in nodes_of(backend):
+        node._dial = _noting(made, node._dial)
+
+    def look_up() -> None:
+        while not closed.is_set():
+            backend.lookup(key)
+
+    with ThreadPoolExecutor(4) as pool:
+        looking = [pool.submit(look_up) for _ in range(4)]
+        assert eventually(lambda: made or not nodes_of(backend))
+        backend.close()
+        closed.set()
+        for future in looking:
+            future.result()
+    assert not any(_is_open(connection) for connection in made)
+
+
+def _noting(made: list[Any], dial: Callable[[float], Any]) -> Callable[[float], Any]:
+    def dial_and_note(within_s: float) -> Any:
+        made.append(dial(within_s))
+        return made[-1]
+
+    return dial_and_note
+
+
+def _is_open(connection: Any) -> bool:
+    return bool(connection._sock.fileno() != -1)
 
 
 # Any dogpile region

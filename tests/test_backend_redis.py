@@ -23,7 +23,7 @@ from cellcache.codec import FENCE, LEASE, encode
 from cellcache.errors import ConfigError
 from cellcache.protocol import Absent, Fill, Lease, Settlement
 from tests import scripted
-from tests.caches import PATIENT, Backend, RedisCache, eventually, fenced, leased, new_key
+from tests.caches import PATIENT, Backend, RedisCache, eventually, fenced, leased, new_key, nodes_of
 from tests.certificates import Authority
 from tests.fake_redis import FakeRedis
 from tests.server_process import reserve_port
@@ -174,10 +174,13 @@ class _CountingSocket:
 
 @pytest.fixture
 def requests(backend: Backend) -> _CountingSocket:
-    """Counts the requests that this thread's connection sends: each is one round trip."""
-    connection = backend._node.connection(time.monotonic())  # type: ignore[attr-defined]
+    """Counts the requests that go over its one connection: each is one round trip."""
+    (node,) = nodes_of(backend)
+    connection = node.take(time.monotonic())
+    assert connection is not None
     counting = connection._sock = _CountingSocket(connection._sock)
     connection.send = counting.sendall
+    node.give_back(connection)
     return counting
 
 
@@ -314,7 +317,8 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     pruned, moved = new_key(), new_key()
     store(backend, pruned, OLD)
     fence = fenced(backend, moved)
-    connection = backend._node.connection(time.monotonic())  # type: ignore[attr-defined]
+    (node,) = nodes_of(backend)
+    (connection,) = node._pool().free
     command(own_server, "CONFIG", "SET", "maxmemory", "1")
     assert backend.lookup(key) is Absent.UNREACHABLE, "what takes no fence is not believed"
     assert backend.lookup_multi([key, new_key()]) == [Absent.UNREACHABLE] * 2
@@ -328,7 +332,7 @@ def test_full_redis_stores_nothing_and_still_removes(own_server: Redis, own_cach
     assert status.trouble is not None
     assert "allkeys-lru" in status.trouble
     command(own_server, "CONFIG", "SET", "maxmemory", "0")
-    assert backend._node.connection(time.monotonic()) is connection, "that is no reason to hang up"  # type: ignore[attr-defined]
+    assert list(node._pool().free) == [connection], "that is no reason to hang up"
     assert backend.lookup(key) == OLD
     assert isinstance(backend.lookup(pruned), Lease)
     assert backend.lookup(moved) == NEW
@@ -353,11 +357,11 @@ def test_a_redis_that_frees_what_was_too_long_is_not_blamed_for_being_late(monke
     node = backend._node
     assert backend.lookup(new_key()) == b""
     node.failed(made[0], TimeoutError())
-    assert node._breaker.closed
+    assert node._pool().breaker.closed
     assert backend.lookup_multi([new_key()]) == [b""], "over another connection, at once"
     now += 10.0
     node.failed(made[1], TimeoutError())
-    assert not node._breaker.closed
+    assert not node._pool().breaker.closed
     assert backend.errors == 2
     backend.close()
 

@@ -52,7 +52,7 @@ def store(backend: Backend, key: str, value: bytes) -> None:
 def use_everything(backend: Backend) -> None:
     """Call every method; assert that each says the node did not do it."""
     keys = [new_key(), new_key()]
-    lease, fence = Lease(b"1", None), Fence(FENCE + b"12345678", b"1", None)
+    lease, fence = Lease(b"1", time.monotonic()), Fence(FENCE + b"12345678", b"1", time.monotonic())
     assert backend.lookup(keys[0]) is Absent.UNREACHABLE
     assert backend.lookup_multi(keys) == [Absent.UNREACHABLE] * 2
     assert backend.peek_multi(keys) == [Absent.UNREACHABLE] * 2
@@ -339,7 +339,7 @@ def test_nonsense_is_no_answer(what: str, server: Memcached | Redis, cache: Memc
         assert backend.lookup(key) in {VALUE, Absent.UNREACHABLE}
         for entry in backend.lookup_multi([key, another]):
             assert entry in {VALUE, NEWER, Absent.UNREACHABLE}
-        settled = backend.settle_multi([Settlement(key, Fence(FENCE + b"12345678", b"1", None), VALUE, 60)])
+        settled = backend.settle_multi([Settlement(key, Fence(FENCE + b"12345678", b"1", time.monotonic()), VALUE, 60)])
         assert len(settled) == len(backend.invalidate_multi([new_key()])) == len(backend.fence_multi([new_key()])) == 1
         backend.set_serialized(new_key(), VALUE)
         assert backend.errors > 0

@@ -62,7 +62,7 @@ def test_time_zone_of_a_session_plays_no_part(kind: str, request: pytest.Fixture
     with open_site(request, tmp_path, "memory", kind) as site:
         directory = site.open()
         here = database_time(site)
-        for engine in (directory._store._reading, directory._store._writing):
+        for engine in (directory._here().store._reading, directory._here().store._writing):
 
             @event.listens_for(engine, "connect")
             def move_far_away(connection: object, _record: object) -> None:
@@ -70,7 +70,7 @@ def test_time_zone_of_a_session_plays_no_part(kind: str, request: pytest.Fixture
                 cursor.execute(FAR[make_url(site.database_url).get_backend_name()])
                 cursor.close()
 
-        assert directory._store.now() - here < HOUR
+        assert directory._here().store.now() - here < HOUR
         (key,) = new_uuids(1)
         created = directory.map_instance(key, HERE, "project")
         moved = directory.move_instance(key, THERE)
@@ -80,7 +80,7 @@ def test_time_zone_of_a_session_plays_no_part(kind: str, request: pytest.Fixture
         assert [abs(one.created_at - here) < HOUR and not one.due for one in directory.list_invalidations()] == [
             True
         ] * 2
-        directory._store.add_invalidation([key], 0.0)
+        directory._here().store.add_invalidation([key], 0.0)
         assert directory.waiting_invalidations().count == 1
         assert (directory.waiting_invalidations().oldest_s or 0.0) < HOUR.total_seconds()
 
@@ -107,7 +107,7 @@ def test_record_has_its_time_where_the_database_does_not_know_returning(
     site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MySQL, MariaDB before 10.5 and SQLite before 3.35; PostgreSQL has always known it."""
-    engine = directory._store._writing
+    engine = directory._here().store._writing
     engine.connect().close()
     if engine.dialect.name != "postgresql":
         monkeypatch.setattr(engine.dialect, "insert_returning", False)
@@ -118,9 +118,9 @@ def test_record_has_its_time_where_the_database_does_not_know_returning(
 
 def test_invalidation_is_due_when_the_database_says_so(site: Site, directory: CellDirectory) -> None:
     first, second = ([key] for key in new_uuids(2))
-    directory._store.add_invalidation(first, 0.0)
-    directory._store.add_invalidation(second, 0.001)  # a part of a second counts as one
-    directory._store.add_invalidation(second, 3600.0)
+    directory._here().store.add_invalidation(first, 0.0)
+    directory._here().store.add_invalidation(second, 0.001)  # a part of a second counts as one
+    directory._here().store.add_invalidation(second, 3600.0)
     listed = directory.list_invalidations()
     assert [one.deliver_after - one.created_at for one in listed] == [timedelta(), timedelta(seconds=1), HOUR]
     assert (listed[0].due, listed[2].due) == (True, False)
@@ -132,7 +132,7 @@ def test_invalidation_is_due_when_the_database_says_so(site: Site, directory: Ce
 
 
 def test_index_finds_what_is_due(site: Site, directory: CellDirectory) -> None:
-    directory._store.add_invalidation(new_uuids(1), 0.0)
+    directory._here().store.add_invalidation(new_uuids(1), 0.0)
     engine = create_engine(site.database_url, poolclass=NullPool)
     query = select(cache_invalidation.c.id).where(cache_invalidation.c.deliver_after <= DatabaseTime())
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"

@@ -304,7 +304,7 @@ def test_a_commit_whose_connection_breaks_is_unknown_and_its_key_is_left_to_sql(
     }
     with pytest.raises(CommitUnknown):
         writes[operation]()
-    assert directory._backend.lookup(key) is Absent.FENCED, "nobody may store an answer"
+    assert directory._here().backend.lookup(key) is Absent.FENCED, "nobody may store an answer"
     scene.proxy.heal()
 
     truth = after if happened else before
@@ -317,7 +317,7 @@ def test_a_commit_whose_connection_breaks_is_unknown_and_its_key_is_left_to_sql(
     wait_until(lambda: rows_left(scene, key) > 0, "it is recorded that somebody must remove what stands there by then")
     if operation != "move":
         return  # the rest is the same for all, and takes its time
-    wait_until(lambda: directory._backend.lookup(key) is not Absent.FENCED, "the fence ends")
+    wait_until(lambda: directory._here().backend.lookup(key) is not Absent.FENCED, "the fence ends")
     deployment.look_up_everything(threads=2)
     wait_until(lambda: rows_left(scene, key) == 0, "the invalidation is delivered", patience_s=40)
     deployment.look_up_everything(threads=2)
@@ -340,7 +340,7 @@ def test_a_commit_whose_reply_makes_no_sense_is_unknown_and_its_key_is_left_to_s
     scene.proxy.on_request, scene.proxy.on_reply = notice, garble
     with pytest.raises(CommitUnknown):
         directory.move_instance(key, cell)
-    assert directory._backend.lookup(key) is Absent.FENCED, "nobody may store an answer"
+    assert directory._here().backend.lookup(key) is Absent.FENCED, "nobody may store an answer"
     scene.proxy.heal()
     assert scene.cell_in_the_table(key) == cell
     deployment.truth[key] = cell
@@ -377,7 +377,7 @@ def test_an_unknown_commit_is_remembered_until_the_database_can_take_it_down(
         with pytest.raises(CommitUnknown):
             directory.move_instance(key, cell)
         time.sleep(2)  # the background thread tries, and fails
-        assert directory._backend.lookup(key) is Absent.FENCED
+        assert directory._here().backend.lookup(key) is Absent.FENCED
         scene.proxy.heal()
         wait_until(lambda: rows_left(scene, key) > 0, "it is recorded")
 
@@ -407,7 +407,7 @@ def test_an_interrupt_in_the_middle_of_a_commit_leaves_the_key_fenced(
         patch.setattr(Connection, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             directory.move_instance(key, cell)
-    assert directory._backend.lookup(key) is Absent.FENCED
+    assert directory._here().backend.lookup(key) is Absent.FENCED
     if late:
         deployment.truth[key] = cell
     deployment.look_up_everything()

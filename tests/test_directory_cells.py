@@ -292,7 +292,7 @@ def test_refresh_that_fails_is_tried_again(
             failed.set()
             raise DatabaseUnavailable("gone")
 
-        monkeypatch.setattr(other._cells, "refresh", fails)
+        monkeypatch.setattr(other._here().cells, "refresh", fails)
         assert failed.wait(20)
         directory.update_cell(HERE, name="renamed")
         assert eventually(lambda: other.resolve_cell(key).name == "renamed")
@@ -303,7 +303,7 @@ def test_read_of_the_cells_that_began_before_a_change_and_ends_after_it_undoes_n
 ) -> None:
     directory.map_instance(key, HERE, PROJECT)
     directory.resolve_cell(key)
-    store, has_read, go_on = directory._store, threading.Event(), threading.Event()
+    store, has_read, go_on = directory._here().store, threading.Event(), threading.Event()
     read = store.cells
 
     def late() -> list[CellMapping]:
@@ -322,7 +322,7 @@ def test_read_of_the_cells_that_began_before_a_change_and_ends_after_it_undoes_n
         go_on.set()
         assert reader.result(20).name == "renamed"
     assert directory.resolve_cell(key).name == "renamed"
-    assert directory._cells._by_uuid[created.uuid] == directory.get_cell(created.uuid)
+    assert directory._here().cells._by_uuid[created.uuid] == directory.get_cell(created.uuid)
 
 
 def test_get_cell_asks_the_table(site: Site, directory: CellDirectory) -> None:
@@ -418,7 +418,7 @@ def test_cell_is_not_deleted_while_an_instance_is_being_mapped_to_it(
     deleter, cell = site.open(), directory.create_cell("cell1", DATABASE, QUEUE).uuid
     if mapping == "move_instance":
         directory.map_instance(key, HERE, PROJECT)
-    fence = directory._backend.fence_multi
+    fence = directory._here().backend.fence_multi
     with ThreadPoolExecutor(1) as another:
         deletions: list[Future[None]] = []
 
@@ -427,7 +427,7 @@ def test_cell_is_not_deleted_while_an_instance_is_being_mapped_to_it(
             wait(deletions, timeout=0.5)
             return fence(keys)
 
-        monkeypatch.setattr(directory._backend, "fence_multi", fence_late)
+        monkeypatch.setattr(directory._here().backend, "fence_multi", fence_late)
         MAPPINGS[mapping](directory, key, cell)
         with pytest.raises(CellInUse):
             deletions[0].result(20)
@@ -526,13 +526,13 @@ def _use_and_fail(connection: Connection) -> None:
 def reads(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One item for each time that all cells were read."""
     reads: list[None] = []
-    cells = directory._store.cells
+    cells = directory._here().store.cells
 
     def counted() -> list[CellMapping]:
         reads.append(None)
         return cells()
 
-    monkeypatch.setattr(directory._store, "cells", counted)
+    monkeypatch.setattr(directory._here().store, "cells", counted)
     return reads
 
 

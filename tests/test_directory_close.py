@@ -131,8 +131,8 @@ def test_connection_in_use_while_it_closes_is_closed_when_it_is_given_back(site:
     directory.map_instance(key, cell.uuid, PROJECT)
     with (
         directory.connect_cell(key) as of_cell,
-        directory._store._reading.connect() as reading,
-        directory._store._writing.connect() as writing,
+        directory._here().store._reading.connect() as reading,
+        directory._here().store._writing.connect() as writing,
     ):
         drivers: list[Any] = [one.connection.dbapi_connection for one in (of_cell, reading, writing)]
         directory.close()

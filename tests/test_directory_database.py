@@ -242,14 +242,14 @@ def test_deadlock_is_tried_again(database: str, request: pytest.FixtureRequest, 
         other.lock(second)
         tries: list[int] = []
         change = threading.Event()
-        transaction = directory._store.transaction
+        transaction = directory._here().store.transaction
 
         def counted() -> Any:
             tries.append(1)
             change.set()
             return transaction()
 
-        directory._store.transaction = counted  # type: ignore[method-assign]
+        directory._here().store.transaction = counted  # type: ignore[method-assign]
         with ThreadPoolExecutor(1) as pool:
             pruning = pool.submit(directory.prune, [first, second])
             assert change.wait(30)
@@ -321,7 +321,7 @@ def test_commit_that_nobody_refused_is_unknown_and_its_fence_stands(
         commits_with(error, patch)
         with pytest.raises(CommitUnknown, match="it may have happened"):
             directory.move_instance(key, THERE)
-    assert directory._backend.lookup(key) is Absent.FENCED
+    assert directory._here().backend.lookup(key) is Absent.FENCED
     assert [key] in [one.instance_uuids for one in directory.list_invalidations()]
 
 
@@ -337,7 +337,7 @@ def test_commit_that_the_database_refused_leaves_no_fence(
         with pytest.raises(DatabaseUnavailable) as caught:
             directory.move_instance(key, THERE)
     assert not isinstance(caught.value, CommitUnknown)
-    assert directory._backend.lookup(key) is not Absent.FENCED
+    assert directory._here().backend.lookup(key) is not Absent.FENCED
     assert directory.list_invalidations() == []
 
 
@@ -420,7 +420,7 @@ def test_read_whose_connection_died_of_a_time_limit_is_not_tried_again(
 
         return run
 
-    store: Any = directory._store
+    store: Any = directory._here().store
     monkeypatch.setattr("cellcache.store.time", SimpleNamespace(monotonic=lambda: now[0]))
     for name in ("cell_of", "cells_of"):
         monkeypatch.setattr(store._rows, name, broken(lambda: Disconnected(lost), getattr(store._rows, name)))

@@ -134,14 +134,14 @@ def test_so_is_one_that_takes_the_place_of_a_lease_that_was_waited_for(
     directory.map_instance(key, THERE, PROJECT)
     site.cache.write(key, FOREIGN[name])
     method = "lookup_multi" if bulk else "lookup"
-    backend, look, looks = directory._backend, getattr(directory._backend, method), count()
+    backend, look, looks = directory._here().backend, getattr(directory._here().backend, method), count()
 
     def lookup(what: Any) -> Any:
         """Another reader's lease at first; the entry has been there ever since."""
         return look(what) if next(looks) else ([Absent.LEASED] if bulk else Absent.LEASED)
 
     monkeypatch.setattr(backend, method, lookup)
-    monkeypatch.setattr(directory, "_lookup", backend.lookup)
+    monkeypatch.setattr(directory._here(), "lookup", backend.lookup)
     for counted in (0, 1):  # a lookup that has waited removes nothing more
         cell = directory.resolve_cells([key])[key] if bulk else directory.resolve_cell(key)
         assert cell.uuid == THERE
@@ -199,12 +199,12 @@ def test_a_mark_that_ends_in_time_is_left_alone_however_often_it_is_met(
     directory, other = shared.open(), shared.open()
     directory.map_instance(key, HERE, PROJECT)
     shared.cache.evict(key)
-    place: Any = other._backend.lookup if kind == "lease" else other._backend.fence_multi
+    place: Any = other._here().backend.lookup if kind == "lease" else other._here().backend.fence_multi
     place(key if kind == "lease" else [key])
     for _ in range(3):
         assert directory.resolve_cell(key).uuid == HERE
     assert directory.stats().undecodable == 0
-    assert other._backend.lookup(key) is (Absent.LEASED if kind == "lease" else Absent.FENCED)
+    assert other._here().backend.lookup(key) is (Absent.LEASED if kind == "lease" else Absent.FENCED)
 
 
 def test_marks_that_were_met_are_few_and_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from cellcache import (
+    CellCacheError,
     CellDirectory,
     CellMapping,
     CommitUnknown,
@@ -20,7 +24,7 @@ from cellcache import (
     MappedCellNotFound,
     SchemaError,
 )
-from cellcache.flights import Flight, Flights, beginning
+from cellcache.flights import Flight, Flights, Lead, beginning
 from cellcache.protocol import Absent, Lease
 from tests.caches import eventually
 from tests.directories import CACHES, HERE, THERE, Site, open_site
@@ -53,7 +57,7 @@ class SlowReads:
         self.joined = 0
         self.reads = 0
         self._lock = threading.Lock()
-        store, flights = directory._store, directory._read_through._flights
+        store, flights = directory._here().store, directory._here().read_through._flights
         read, join = store.cell_of, flights.join
 
         def slow_read(key: str) -> str | None:
@@ -64,8 +68,8 @@ class SlowReads:
             assert self.go_on.wait(PATIENCE_S)
             return answer
 
-        def counted_join(keys: Iterable[str], **about: Any) -> Any:
-            joined = join(keys, **about)
+        def counted_join(own: Flight[Any], keys: Iterable[str], **about: Any) -> Any:
+            joined = join(own, keys, **about)
             with self._lock:
                 self.joined += 1
             return joined
@@ -193,7 +197,7 @@ def test_many_that_overlap_are_each_read_once(
     site.open().map_instances((key, HERE, PROJECT) for key in keys)
     for key in keys:
         site.cache.evict(key)
-    read, reading, asked_for = directory._store.cells_of, threading.Semaphore(0), list[str]()
+    read, reading, asked_for = directory._here().store.cells_of, threading.Semaphore(0), list[str]()
 
     def slow_read(keys: list[str]) -> Mapping[str, str]:
         asked_for.extend(keys)
@@ -202,7 +206,7 @@ def test_many_that_overlap_are_each_read_once(
         assert slow.go_on.wait(PATIENCE_S)
         return answers
 
-    monkeypatch.setattr(directory._store, "cells_of", slow_read)
+    monkeypatch.setattr(directory._here().store, "cells_of", slow_read)
     first = pool.submit(directory.resolve_cells, keys[:20])
     assert reading.acquire(timeout=PATIENCE_S)
     second = pool.submit(directory.resolve_cells, keys[10:])
@@ -249,11 +253,11 @@ def test_next_miss_after_a_read_reads_again(site: Site, directory: CellDirectory
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
-    [DatabaseUnavailable("it is away"), SchemaError("no table"), CommitUnknown("odd"), ZeroDivisionError("a bug")],
+    [DatabaseUnavailable("it is away"), SchemaError("no table"), CommitUnknown("odd")],
     ids=lambda error: type(error).__name__,
 )
 def test_waiters_get_an_error_of_the_leaders_kind(
-    directory: CellDirectory, key: str, pool: ThreadPoolExecutor, slow: SlowReads, error: Exception,
+    directory: CellDirectory, key: str, pool: ThreadPoolExecutor, slow: SlowReads, error: CellCacheError,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def fail(_key: str) -> str:
@@ -261,7 +265,7 @@ def test_waiters_get_an_error_of_the_leaders_kind(
         assert slow.go_on.wait(PATIENCE_S)
         raise error
 
-    monkeypatch.setattr(directory._store, "cell_of", fail)
+    monkeypatch.setattr(directory._here().store, "cell_of", fail)
     futures = [pool.submit(directory.resolve_cell, key)]
     slow.wait_for_read()
     futures += [pool.submit(directory.resolve_cell, key) for _ in range(7)]
@@ -271,10 +275,43 @@ def test_waiters_get_an_error_of_the_leaders_kind(
     leaders = [one for one in errors if one is error]
     waiters = [one for one in errors if one is not error]
     assert len(leaders) == 1
-    expected = DatabaseUnavailable if isinstance(error, ZeroDivisionError) else type(error)
-    assert [type(one) for one in waiters] == [expected] * 7
-    if expected is type(error):
-        assert {str(one) for one in waiters} == {str(error)}
+    assert [type(one) for one in waiters] == [type(error)] * 7
+    assert {str(one) for one in waiters} == {str(error)}
+
+
+class TooLate(BaseException):
+    """As gevent.Timeout, SystemExit and KeyboardInterrupt are."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [False, True], ids=["one by one", "in bulk"])
+@pytest.mark.parametrize("error", [TooLate(), ZeroDivisionError("a bug")], ids=lambda error: type(error).__name__)
+def test_who_waits_for_an_interrupted_reader_reads_for_himself_one_for_the_rest(
+    directory: CellDirectory, key: str, pool: ThreadPoolExecutor, slow: SlowReads, error: BaseException, many: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    read, interrupt, reads = directory._here().store.cell_of, threading.Event(), list[str]()
+
+    def read_and_be_interrupted_once(key: str) -> str | None:
+        reads.append(key)
+        if len(reads) == 1:
+            slow.reading.release()
+            assert interrupt.wait(PATIENCE_S)
+            raise error
+        return read(key)
+
+    monkeypatch.setattr(directory._here().store, "cell_of", read_and_be_interrupted_once)
+    leader = pool.submit(directory.resolve_cell, key)
+    slow.wait_for_read()
+    look_up = (lambda: directory.resolve_cells([key])[key]) if many else (lambda: directory.resolve_cell(key))
+    others = [pool.submit(look_up) for _ in range(15)]
+    slow.wait_for_joined(16)
+    interrupt.set()
+    slow.wait_for_joined(16 + 15)
+    slow.go_on.set()
+    assert leader.exception(PATIENCE_S) is error
+    assert [cell(other) for other in others] == [HERE] * 15
+    assert len(reads) == 2
 
 
 def test_waiters_for_an_instance_that_is_mapped_to_no_cell_get_that_error_and_others_land(
@@ -285,7 +322,7 @@ def test_waiters_for_an_instance_that_is_mapped_to_no_cell_get_that_error_and_ot
     site.open().map_instance(bad, HERE, PROJECT)
     site.run(f"UPDATE instance_mapping SET cell_uuid = 'cell1' WHERE instance_uuid = '{bad}'")
     site.cache.evict(bad)
-    read = directory._store.cells_of
+    read = directory._here().store.cells_of
 
     def slow_read(keys: list[str]) -> dict[str, str]:
         answers = read(keys)
@@ -293,7 +330,7 @@ def test_waiters_for_an_instance_that_is_mapped_to_no_cell_get_that_error_and_ot
         assert slow.go_on.wait(PATIENCE_S)
         return answers
 
-    monkeypatch.setattr(directory._store, "cells_of", slow_read)
+    monkeypatch.setattr(directory._here().store, "cells_of", slow_read)
     leader = pool.submit(directory.resolve_cells, [bad, key])
     slow.wait_for_read()
     of_bad = [pool.submit(directory.resolve_cell, bad) for _ in range(3)]
@@ -317,7 +354,7 @@ def test_miss_after_a_failed_read_reads_again(
         raise DatabaseUnavailable("it is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory._store, "cell_of", fail)
+        patch.setattr(directory._here().store, "cell_of", fail)
         with pytest.raises(DatabaseUnavailable):
             directory.resolve_cell(key)
     assert directory.resolve_cell(key).uuid == HERE
@@ -389,13 +426,13 @@ def test_fill_is_waited_for_where_others_may_look_for_it(
     waiters: int,
 ) -> None:  # fmt: skip
     """Who cannot take the answer asks the cache for it: a fill that is still on its way would cost one more read."""
-    waited, send_fills = list[bool](), directory._backend.send_fills
+    waited, send_fills = list[bool](), directory._here().backend.send_fills
 
     def send(*arguments: Any, wait: bool) -> None:
         waited.append(wait)
         send_fills(*arguments, wait=wait)
 
-    monkeypatch.setattr(directory._backend, "send_fills", send)
+    monkeypatch.setattr(directory._here().backend, "send_fills", send)
     futures = [pool.submit(directory.resolve_cell, key)]
     slow.wait_for_read()
     futures += [pool.submit(directory.resolve_cell, key) for _ in range(waiters)]
@@ -405,25 +442,60 @@ def test_fill_is_waited_for_where_others_may_look_for_it(
     assert waited == [waiters > 0]
 
 
-def test_waiter_waits_as_long_as_two_statements_may_take(site: Site, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_a_read_that_takes_longer_than_two_statements_may(
+    site: Site, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each waits for a connection of the pool, or for a new one, and then for its answer."""
     directory = site.open(database={"timeout_s": 3.0, "connect_timeout_s": 2.0})
     directory.get_cell(HERE)
-    slow, limits, wait = SlowReads(directory, monkeypatch), list[float](), Flight.wait
-
-    def limited(flight: Flight[str], limit_s: float) -> Mapping[str, str]:
-        limits.append(limit_s)
-        return wait(flight, limit_s)
-
-    monkeypatch.setattr(Flight, "wait", limited)
+    longest_s, now = 2 * (3.0 + 3.0 + 2.0), [1000.0]
+    monkeypatch.setattr("cellcache.flights.time", SimpleNamespace(monotonic=lambda: now[0]))
+    slow = SlowReads(directory, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(directory.resolve_cell, key)
         slow.wait_for_read()
+        (flight,) = directory._here().read_through._flights._flights.values()
+        now[0] += longest_s - 0.1
+        assert not flight.is_over
+        now[0] += 0.2
         second = pool.submit(directory.resolve_cell, key)
-        assert eventually(lambda: limits, PATIENCE_S)
+        slow.wait_for_read()
         slow.go_on.set()
         assert cell(first) == cell(second) == HERE
-    assert limits == pytest.approx([2 * (3.0 + 3.0 + 2.0)], rel=0.1)
+
+
+@pytest.mark.parametrize("inner", ["the same instance", "another", "in bulk", "a write"])
+def test_what_comes_in_while_its_own_thread_reads_waits_for_nobody(
+    directory: CellDirectory, key: str, inner: str, slow: SlowReads, pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A signal handler or a finalizer; whom it waited for might be waiting for the read that it has stopped."""
+    theirs, new, answers = str(uuid4()), str(uuid4()), list[object]()
+    directory.map_instance(theirs, THERE, PROJECT)
+    directory._here().backend.invalidate_multi([theirs])
+    another = pool.submit(directory.resolve_cell, theirs)
+    slow.wait_for_read()
+    read = type(directory._here().store).cell_of
+    work: dict[str, Callable[[], object]] = {
+        "the same instance": lambda: directory.resolve_cell(key).uuid == HERE,
+        "another": lambda: directory.resolve_cell(theirs).uuid == THERE,
+        "in bulk": lambda: directory.resolve_cells([key, theirs]).keys() == {key, theirs},
+        "a write": lambda: directory.map_instance(new, THERE, PROJECT).cell_uuid == THERE,
+    }
+
+    def read_and_be_stopped_once(key: str) -> str | None:
+        if not answers:
+            answers.append("it has begun")
+            answers.append(work[inner]())
+        return read(directory._here().store, key)
+
+    monkeypatch.setattr(directory._here().store, "cell_of", read_and_be_stopped_once)
+    assert directory.resolve_cell(key).uuid == HERE
+    assert answers == ["it has begun", True]
+    assert not another.done()
+    slow.go_on.set()
+    assert cell(another) == THERE
+    assert not directory._here().read_through._flights._flights
 
 
 @pytest.mark.slow
@@ -472,7 +544,7 @@ class _HeldBack:
 
 def _held_back(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> _HeldBack:
     """Hold the first lookup back between its reply and what it does with it."""
-    held_back, lookup = _HeldBack(), directory._lookup
+    held_back, lookup = _HeldBack(), directory._here().lookup
 
     def look_up(key: str) -> Any:
         entry = lookup(key)
@@ -482,7 +554,7 @@ def _held_back(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> _He
             assert held_back.go_on.wait(PATIENCE_S)
         return entry
 
-    monkeypatch.setattr(directory, "_lookup", look_up)
+    monkeypatch.setattr(directory._here(), "lookup", look_up)
     return held_back
 
 
@@ -490,58 +562,165 @@ def _held_back(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> _He
 
 
 def test_waiting_ends_with_an_error_when_the_limit_is_over() -> None:
-    flight: Flight[str] = Flight()
-    with pytest.raises(DatabaseUnavailable, match=r"the database did not answer within 0\.01 s"):
-        flight.wait(0.01)
+    flight: Flight[str] = Flight(0.01)
+    with pytest.raises(DatabaseUnavailable, match="the database did not answer the read that this one waited for"):
+        flight.wait()
 
 
-def test_interrupted_leader_leaves_the_others_an_error() -> None:
-    flight: Flight[str] = Flight()
-    flight.fail(KeyboardInterrupt())
-    with pytest.raises(DatabaseUnavailable, match="interrupted"):
-        flight.wait(PATIENCE_S)
+def test_abandoned_flight_has_no_answers_unless_it_has_landed() -> None:
+    flight: Flight[str] = Flight(PATIENCE_S)
+    flight.abandon()
+    assert flight.is_over
+    assert flight.wait() == {}
+    landed: Flight[str] = Flight(PATIENCE_S)
+    landed.land({"k": "answer"})
+    landed.abandon()
+    assert landed.wait() == {"k": "answer"}
 
 
-def join(flights: Flights[str], *keys: str, leased: bool = False) -> tuple[Flight[str], dict[str, Flight[str]]]:
-    return flights.join(keys, leased=keys if leased else (), asked_at=beginning())
+def test_every_waiter_gets_the_answer() -> None:
+    flight: Flight[str] = Flight(PATIENCE_S)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(flight.wait) for _ in range(4)]
+        flight.land({"k": "answer"})
+        assert [future.result(PATIENCE_S) for future in waiting] == [{"k": "answer"}] * 4
 
 
-def test_flight_that_has_ended_is_joined_by_nobody() -> None:
-    flights: Flights[str] = Flights()
-    first, others = join(flights, "k")
+@pytest.fixture
+def flights() -> Flights[str]:
+    return Flights(longest_s=PATIENCE_S)
+
+
+Joined = tuple[Lead[str], Flight[str], dict[str, Flight[str]]]
+Join = Callable[..., Joined]
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
+    """Joins as a thread of its own does, which lives until the test is over: a number that is free is used again."""
+    with ExitStack() as threads:
+
+        def join(flights: Flights[str], *keys: str, leased: bool = False) -> Joined:
+            def begin_and_join() -> Joined:
+                lead = flights.begin()
+                own = lead.__enter__()
+                return lead, own, flights.join(own, keys, leased=keys if leased else (), asked_at=beginning())
+
+            return threads.enter_context(ThreadPoolExecutor(1)).submit(begin_and_join).result(PATIENCE_S)
+
+        yield join
+
+
+def test_flight_that_has_ended_is_joined_by_nobody(flights: Flights[str], join: Join) -> None:
+    _lead, first, others = join(flights, "k")
     assert (first.keys, others) == (["k"], {})
-    own, others = join(flights, "k", "l")
+    _another, own, others = join(flights, "k", "l")
     assert (own.keys, others) == (["l"], {"k": first})
     flights.end(first)
-    second, others = join(flights, "k")
+    _third, second, others = join(flights, "k")
     assert (second.keys, others) == (["k"], {})
 
 
-def test_end_of_a_flight_that_was_replaced_leaves_the_other() -> None:
-    flights: Flights[str] = Flights()
-    first, _ = join(flights, "k", leased=True)
+def test_end_of_a_flight_that_was_replaced_leaves_the_other(flights: Flights[str], join: Join) -> None:
+    _lead, first, _ = join(flights, "k", leased=True)
     first.take_off()
-    second, others = join(flights, "k", leased=True)
+    _another, second, others = join(flights, "k", leased=True)
     assert (second.keys, others) == (["k"], {})
     flights.end(first)
-    assert join(flights, "k")[1] == {"k": second}
+    assert join(flights, "k")[2] == {"k": second}
 
 
-def test_holder_of_a_lease_waits_for_a_read_that_has_not_begun() -> None:
-    flights: Flights[str] = Flights()
-    first, _ = join(flights, "k")
+def test_holder_of_a_lease_waits_for_a_read_that_has_not_begun(flights: Flights[str], join: Join) -> None:
+    _lead, first, _ = join(flights, "k")
     granted_at = beginning()
-    own, others = join(flights, "k", leased=True)
+    _another, own, others = join(flights, "k", leased=True)
     assert (own.keys, others, first.leased) == ([], {"k": first}, {"k"})
     assert not first.began_after(granted_at)
     first.take_off()
     assert first.began_after(granted_at)
 
 
-def test_every_waiter_gets_the_answer() -> None:
-    flight: Flight[str] = Flight()
-    wait: Callable[[], Mapping[str, str]] = lambda: flight.wait(PATIENCE_S)  # noqa: E731
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(wait) for _ in range(4)]
-        flight.land({"k": "answer"})
-        assert [future.result(PATIENCE_S) for future in waiting] == [{"k": "answer"}] * 4
+def test_flight_that_nobody_leads_any_more_is_over(flights: Flights[str], join: Join) -> None:
+    """Its leader was interrupted where not even the end of its `with` block was reached."""
+    lead, first, _ = join(flights, "k")
+    _another, _, others = join(flights, "k")
+    assert others == {"k": first}
+    del lead
+    assert eventually(lambda: first.is_over, PATIENCE_S)
+    assert first.wait() == {}
+    _next, second, _ = join(flights, "k")
+    assert second.keys == ["k"]
+
+
+def test_flight_that_is_overdue_is_replaced(join: Join) -> None:
+    flights: Flights[str] = Flights(longest_s=-1.0)
+    _lead, first, _ = join(flights, "k")
+    _another, second, others = join(flights, "k")
+    assert (second.keys, others) == (["k"], {})
+    flights.end(first)
+    assert flights._flights == {"k": second}
+
+
+def test_thread_that_leads_a_flight_waits_for_no_other(flights: Flights[str], join: Join) -> None:
+    _theirs, other, _ = join(flights, "l")
+    with flights.begin() as own:
+        assert flights.join(own, ["k"], leased=(), asked_at=beginning()) == {}
+        with flights.begin() as inner:
+            assert flights.join(inner, ["k", "l", "m"], leased=(), asked_at=beginning()) == {}
+            assert inner.keys == ["k", "l", "m"]
+        assert not own.is_over
+    with flights.begin() as later:
+        assert flights.join(later, ["k", "l"], leased=(), asked_at=beginning()) == {}
+    assert other.keys == ["l"]
+    assert flights._flights == {}
+
+
+def test_flight_is_over_at_whichever_line_its_leader_is_interrupted(
+    flights: Flights[str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever misses next reads, in the same thread or another. What comes in a finalizer Python does not raise."""
+    unraisable = list[type[BaseException] | None]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: unraisable.append(what.exc_type))
+
+    def fly() -> None:
+        with flights.begin() as own:
+            flights.join(own, ["k", "l"], leased=["k"], asked_at=beginning())
+            own.take_off()
+            if own.keys:
+                flights.end(own)
+                own.land({"k": "answer"})
+
+    lines = 0
+    while interrupted_at(lines, fly, "cellcache/flights.py"):
+        with flights.begin() as own:
+            assert flights.join(own, ["k", "l"], leased=[], asked_at=beginning()) == {}, f"after {lines} lines"
+        assert join(flights, "k", "l")[2] == {}, f"after {lines} lines"
+        lines += 1
+    assert lines > 20
+    assert set(unraisable) <= {TooLate}
+    assert flights._flights == {}
+
+
+def interrupted_at(number: int, work: Callable[[], object], file: str) -> bool:
+    """Interrupt this thread's work at its line of that number in a file; return whether it has come so far."""
+    left = [number]
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename.endswith(file):
+            if event == "line":
+                if not left[0]:
+                    sys.settrace(None)
+                    raise TooLate
+                left[0] -= 1
+            return trace
+        return None if event == "call" and frame.f_code is not work.__code__ else trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except TooLate:
+        return True
+    finally:
+        sys.settrace(before)
+    return False

@@ -613,8 +613,8 @@ def test_what_another_has_mapped_meanwhile_cannot_move_before_our_entry_of_it_st
             refused.append(error)
         return fence(keys)
 
-    fence = directory._backend.fence_multi
-    monkeypatch.setattr(directory._backend, "fence_multi", fence_and_let_move)
+    fence = directory._here().backend.fence_multi
+    monkeypatch.setattr(directory._here().backend, "fence_multi", fence_and_let_move)
     just_before(monkeypatch, "require_cells", lambda: other.map_instance(keys[1], HERE, PROJECT))
     assert directory.map_instances((key, HERE, PROJECT) for key in keys) == 2
     assert len(refused) == 1

@@ -218,14 +218,14 @@ def test_answer_that_a_reader_stored_while_a_write_was_under_way_goes_with_its_e
 ) -> None:
     """What is deleted before the commit may be read and stored again before it; so it is deleted behind it, too."""
     directory = site.open(backend="dogpile.cache.memory", arguments={})
-    key, record = str(uuid4()), directory._invalidations.record
+    key, record = str(uuid4()), directory._here().invalidations.record
     directory.map_instance(key, HERE, PROJECT)
 
     def read_first(*arguments: Any) -> int | None:
         directory.region.set(key, HERE)
         return record(*arguments)
 
-    monkeypatch.setattr(directory._invalidations, "record", read_first)
+    monkeypatch.setattr(directory._here().invalidations, "record", read_first)
     directory.move_instance(key, THERE)
     assert cell_of(directory, key) == THERE
 
@@ -259,11 +259,11 @@ def test_failing_backend_costs_sql_only(broken: CellDirectory) -> None:
 def test_failing_backend_is_logged_once_and_not_each_time(
     broken: CellDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    errors = broken._backend.errors
+    errors = broken._here().backend.errors
     for key in new_uuids(10):
         cell_of(broken, key)
     warnings = [record for record in caplog.records if "cache backend failed" in record.message]
-    assert broken._backend.errors >= errors + 10
+    assert broken._here().backend.errors >= errors + 10
     assert len(warnings) <= 1
 
 

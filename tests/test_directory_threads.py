@@ -123,7 +123,7 @@ def test_memory_backend_keeps_to_its_bound(request: pytest.FixtureRequest, tmp_p
         directory = site.open(max_entries=100)
         keys = new_uuids(1000)
         directory.map_instances((key, HERE, PROJECT) for key in keys)
-        held = directory._backend.held
+        held = directory._here().backend.held
         assert len(held) <= 100
 
         def look_up(number: int) -> None:

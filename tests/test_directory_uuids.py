@@ -64,13 +64,13 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, meter: Meter) -> Iterat
 def test_what_is_no_uuid_costs_neither_sql_nor_a_round_trip(site: Site, meter: Meter, name: str) -> None:
     directory = site.open()
     directory.map_instances((key, HERE, PROJECT) for key in new_uuids(3))
-    held = len(directory._backend.held)
+    held = len(directory._here().backend.held)
     with meter.count(site.ports()) as costs:
         for value in HOSTILE_VALUES:
             with pytest.raises(InvalidUUID):
                 CALLS[name](directory, value)
     assert (costs.statements, costs.requests) == ([], [])
-    assert len(directory._backend.held) == held
+    assert len(directory._here().backend.held) == held
 
 
 def test_commands_in_a_uuid_are_not_carried_out(site: Site) -> None:
@@ -121,13 +121,13 @@ def test_many_are_looked_up_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("cellcache.directory._AT_ONCE", 4)
     directory, keys, parts = site.open(), new_uuids(10), list[int]()
     directory.map_instances((key, HERE, PROJECT) for key in keys)
-    lookup_multi = directory._backend.lookup_multi
+    lookup_multi = directory._here().backend.lookup_multi
 
     def counted(part: Sequence[str]) -> Any:
         parts.append(len(part))
         return lookup_multi(part)
 
-    monkeypatch.setattr(directory._backend, "lookup_multi", counted)
+    monkeypatch.setattr(directory._here().backend, "lookup_multi", counted)
     for _ in range(2):
         assert directory.resolve_cells([*keys, *keys, str(uuid4())]).keys() == set(keys)
     assert parts == [4, 4, 3] * 2

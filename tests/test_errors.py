@@ -88,11 +88,11 @@ def test_it_survives_pickle_and_copy(kind: type[CellCacheError]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_waited_for_a_read_that_failed_gets_one_of_his_own(kind: type[CellCacheError]) -> None:
-    flight: Flight[str] = Flight()
+    flight: Flight[str] = Flight(60.0)
     error = made(kind)
     flight.fail(error)
     with pytest.raises(kind) as caught:
-        flight.wait(0.0)
+        flight.wait()
     assert the_same(caught.value, error)
     assert caught.value.__cause__ is error
 

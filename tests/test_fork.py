@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
-import json
 import os
-import select
-import signal
 import socket
 import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,49 +16,10 @@ from sqlalchemy import text
 import cellcache
 from cellcache import CellDirectory, InstanceNotMapped
 from tests.caches import RedisCache
+from tests.children import in_child
 from tests.directories import CACHES, HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
 
 PROJECT = "project-1"
-PATIENCE_S = 30.0
-
-
-def in_child(work: Callable[[], Any], *, watched: bool = True) -> Any:
-    """Fork, run this in the child, and return its result, which must be JSON; a child that hangs is killed.
-
-    Not `watched` inside another child: faulthandler's timer is a thread, which a second fork would wait for in vain.
-    """
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: "this process is multi-threaded"
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.close(reading)
-            if watched:
-                faulthandler.dump_traceback_later(PATIENCE_S / 2, exit=True, file=2)
-            with os.fdopen(writing, "w") as pipe:
-                try:
-                    json.dump({"result": work()}, pipe)
-                except BaseException:  # noqa: BLE001 - the parent raises it
-                    json.dump({"error": traceback.format_exc()}, pipe)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    try:
-        with os.fdopen(reading) as pipe:
-            ready, _, _ = select.select([pipe], [], [], PATIENCE_S)
-            text_said = pipe.read() if ready else ""
-            if not text_said:
-                os.kill(pid, signal.SIGKILL)
-                pytest.fail("the child hangs; where, is in what it wrote to standard error")
-            said = json.loads(text_said)
-    finally:
-        os.waitpid(pid, 0)
-    if "error" in said:
-        pytest.fail(f"in the child: {said['error']}")
-    return said["result"]
 
 
 @pytest.fixture(params=CACHES)
@@ -148,7 +103,7 @@ def test_child_uses_none_of_the_parents_sql_connections(
 
         def connections() -> list[int]:
             ids = []
-            for engine in (directory._store._reading, directory._store._writing):
+            for engine in (directory._here().store._reading, directory._here().store._writing):
                 with engine.connect() as connection:
                     ids.append(connection.scalar(text(question)))
             with directory.connect_cell(key) as connection:
@@ -223,9 +178,9 @@ def test_child_has_a_background_thread_of_its_own(site: Site) -> None:
 
 def test_child_delivers_nothing_that_is_the_parents(site: Site) -> None:
     directory = site.open()
-    directory._invalidations._settled.append(12345)
-    assert in_child(lambda: len(directory._invalidations._settled)) == 0
-    assert list(directory._invalidations._settled) == [12345]
+    directory._here().invalidations._settled.append(12345)
+    assert in_child(lambda: len(directory._here().invalidations._settled)) == 0
+    assert list(directory._here().invalidations._settled) == [12345]
 
 
 @pytest.mark.slow

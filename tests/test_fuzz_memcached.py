@@ -19,6 +19,7 @@ from cellcache.backends.memcached import MemcachedBackend
 from cellcache.codec import FENCE, encode
 from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, Seen, Settlement
+from tests.caches import connected
 from tests.scripted import MemcachedConnection, Pieces, ScriptedSocket, in_pieces, memcached
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "memcached").iterdir())
@@ -198,18 +199,17 @@ def check_changes(script: Pieces, n: int) -> None:
     backend, made = memcached(script)
     fences = backend.fence_multi(KEYS[:n])
     for fence, done in zip(fences, confirmed, strict=True):
-        assert not fence.confirmed or (done and fence.connection is made[0])
+        assert fence.asked_at is None or (done and fence.asked_at >= made[0].made_at)
     backend.close()
 
     backend, made = memcached(script)
-    connection = backend._nodes[0].connection(time.monotonic())
-    stored = backend.fill_multi([Fill(key, Lease(b"5", connection), CELL, 60.0) for key in KEYS[:n]])
+    asked_at = connected(backend._nodes[0])
+    stored = backend.fill_multi([Fill(key, Lease(b"5", asked_at), CELL, 60.0) for key in KEYS[:n]])
     assert all(done or not said for said, done in zip(stored, confirmed, strict=True))
     backend.close()
 
     backend, made = memcached(script, script, script)
-    connection = backend._nodes[0].connection(time.monotonic())
-    fence = Fence(b"\0Fmark", b"5", connection)
+    fence = Fence(b"\0Fmark", b"5", connected(backend._nodes[0]))
     settled = backend.settle_multi([Settlement(key, fence, CELL, 60.0) for key in KEYS[:n]])
     assert [type(one) for one in settled] == [bool] * n
     if not re.search(rb"HD|NF|EN|\0F", b"".join(script)):
@@ -226,9 +226,8 @@ def check_changes(script: Pieces, n: int) -> None:
 def check_sent_fills(script: Pieces, n: int) -> None:
     """The lookup behind them gets its own reply, or none."""
     backend, made = memcached(script)
-    connection = backend._nodes[0].connection(time.monotonic())
-    refused = list[int]()
-    fills = [Fill(key, Lease(b"5", connection), CELL, 60.0) for key in KEYS[:n]]
+    asked_at, refused = connected(backend._nodes[0]), list[int]()
+    fills = [Fill(key, Lease(b"5", asked_at), CELL, 60.0) for key in KEYS[:n]]
     backend.send_fills(fills, refused.append, wait=False)
     entry = backend.lookup(KEYS[0])
     stream = b"".join(script)
@@ -402,10 +401,8 @@ def test_no_lookup_gets_the_answer_to_another(faults_: list[Fault], order: list[
     backend._nodes[0]._dial = dial
     for number, after_a_fill in order:
         if after_a_fill:
-            connection = backend._nodes[0].connection(time.monotonic())
-            backend.send_fills(
-                [Fill(KEYS[4 - number], Lease(b"5", connection), CELL, 60.0)], lambda _: None, wait=False
-            )
+            lease = Lease(b"5", connected(backend._nodes[0]))
+            backend.send_fills([Fill(KEYS[4 - number], lease, CELL, 60.0)], lambda _: None, wait=False)
         entry = backend.lookup(KEYS[number])
         if isinstance(entry, bytes) and not any(fault.kind == "garble" for fault in faults_):
             assert entry[1:] == backend._wire(KEYS[number])[0]

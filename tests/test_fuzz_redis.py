@@ -16,6 +16,7 @@ from cellcache.backends.resp import facts
 from cellcache.codec import FENCE, LEASE, encode
 from cellcache.errors import BackendUnsupported
 from cellcache.protocol import Absent, Fence, Fill, Lease, Settlement
+from tests.caches import connected
 from tests.scripted import Pieces, RedisConnection, ScriptedSocket, in_pieces, redis
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "redis").iterdir())
@@ -192,12 +193,12 @@ def check_changes(script: Pieces, n: int) -> None:
     backend, made = redis(script)
     fences = backend.fence_multi(KEYS[:n])
     for fence, done in zip(fences, placed, strict=True):
-        assert not fence.confirmed or (done and fence.connection is made[0])
+        assert fence.asked_at is None or (done and fence.asked_at >= made[0].made_at)
     backend.close()
 
     backend, _ = redis(script)
-    connection = backend._node.connection(time.monotonic())
-    fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
+    asked_at = connected(backend._node)
+    fills = [Fill(key, Lease(b"token", asked_at), CELL, 60.0) for key in KEYS[:n]]
     check_confirmed(backend, backend.fill_multi(fills), ones)
 
     backend, _ = redis(script)
@@ -211,9 +212,8 @@ def check_changes(script: Pieces, n: int) -> None:
 def check_sent_fills(script: Pieces, n: int) -> None:
     """The lookup behind them gets its own reply, or none."""
     backend, made = redis(script)
-    connection = backend._node.connection(time.monotonic())
-    refused = list[int]()
-    fills = [Fill(key, Lease(b"token", connection), CELL, 60.0) for key in KEYS[:n]]
+    asked_at, refused = connected(backend._node), list[int]()
+    fills = [Fill(key, Lease(b"token", asked_at), CELL, 60.0) for key in KEYS[:n]]
     backend.send_fills(fills, refused.append, wait=False)
     entry = backend.lookup(KEYS[0])
     parsed = read(b"".join(script), n)

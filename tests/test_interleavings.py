@@ -225,12 +225,14 @@ def test_a_settled_row_is_forgotten_by_its_own_id_alone(request: pytest.FixtureR
     """A writer forgets its row late, after another has delivered it: a younger write's row must outlive that."""
     with open_world("memory", request) as world:
         world.begin(Scenario((), mapped=False))
-        slow, deliverer, young = (process.directory for process in world.processes[:3])
-        slow.map_instance(world.key, world.database.cells[0], "project")  # it has settled; its row is to be forgotten
-        deliverer._invalidations.deliver()
-        young.move_instance(world.key, world.database.cells[1])
-        young._invalidations.forget_parent()  # it dies before it forgets
-        slow._invalidations.flush()
+        slow, deliverer, young = world.processes[:3]
+        slow.directory.map_instance(
+            world.key, world.database.cells[0], "project"
+        )  # it has settled; its row is to be forgotten
+        deliverer.directory._here().invalidations.deliver()
+        young.directory.move_instance(world.key, world.database.cells[1])
+        young.forget_invalidations()  # it dies before it forgets
+        slow.directory._here().invalidations.flush()
         left = world.database.rows()
         world.database.forget_rows()
     assert left == 1
@@ -241,7 +243,7 @@ def test_a_failed_commit_leaves_no_transaction_behind(request: pytest.FixtureReq
     with open_world("memory", request) as world:
         world.begin(Scenario((), mapped=False))
         directory = world.processes[0].directory
-        dialect = directory._store._writing.dialect
+        dialect = directory._here().store._writing.dialect
         with (
             mock.patch.object(dialect, "do_commit", side_effect=sqlite3.OperationalError("database is locked")),
             pytest.raises(DatabaseUnavailable),

@@ -50,7 +50,7 @@ def test_every_write_leaves_one_row_and_takes_it_away_once_settled(site: Site, d
     assert directory.stats().invalidations_pending == 0  # none is due
     directory.deliver_invalidations()
     assert rows(site) == 0
-    assert directory._backend.peek_multi(uuids[:1]) != [None]  # settled, not delivered
+    assert directory._here().backend.peek_multi(uuids[:1]) != [None]  # settled, not delivered
 
 
 def test_unreachable_only_leaves_no_row_while_the_cache_is_there(site: Site) -> None:
@@ -77,7 +77,7 @@ def test_row_of_a_dead_writer_is_delivered_by_another_once_its_grace_is_over(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory._backend, "settle_multi", die)
+        patch.setattr(directory._here().backend, "settle_multi", die)
         with pytest.raises(KeyboardInterrupt):
             directory.move_instance(uuid, THERE)
     other = site.open()
@@ -95,12 +95,12 @@ def test_delivery_removes_values_and_spares_fences(site: Site, directory: CellDi
     value, fenced = new_uuids(2)
     directory.map_instances([(value, HERE, "project"), (fenced, HERE, "project")])
     directory.deliver_invalidations()
-    directory._backend.fence_multi([fenced])
-    directory._store.add_invalidation([value, fenced], 0.0)
+    directory._here().backend.fence_multi([fenced])
+    directory._here().store.add_invalidation([value, fenced], 0.0)
     assert directory.deliver_invalidations().delivered == 1
-    assert directory._backend.peek_multi([value]) == [None]
-    assert directory._backend.invalidate_multi([fenced]) == [True]
-    assert directory._backend.fence_multi([fenced])[0].confirmed
+    assert directory._here().backend.peek_multi([value]) == [None]
+    assert directory._here().backend.invalidate_multi([fenced]) == [True]
+    assert directory._here().backend.fence_multi([fenced])[0].confirmed
 
 
 @pytest.mark.parametrize("backend", [pytest.param("memcached", marks=pytest.mark.needs("memcached")), "fakeredis"])
@@ -113,7 +113,7 @@ def test_writer_that_could_not_settle_takes_its_fence_away_as_soon_as_it_can(
         directory, (uuid,) = CellDirectory(site.settings(durable=durable)), new_uuids(1)  # without its thread
         directory.map_instance(uuid, HERE, "project")
         with monkeypatch.context() as patch:
-            patch.setattr(directory._backend, "settle_multi", lambda settlements: [False] * len(settlements))
+            patch.setattr(directory._here().backend, "settle_multi", lambda settlements: [False] * len(settlements))
             directory.move_instance(uuid, THERE)
             directory.deliver_invalidations()
         assert directory.resolve_cell(uuid).uuid == THERE
@@ -135,7 +135,9 @@ def test_row_stays_until_every_node_has_confirmed_the_settling(site: Site, monke
     """Two instances of one write live on two nodes, and one of those is away for longer."""
     with CellDirectory(site.settings()) as directory:  # without its thread
         monkeypatch.setattr(
-            directory._backend, "settle_multi", answering([False, False], [True, False], [False, True], [True, True])
+            directory._here().backend,
+            "settle_multi",
+            answering([False, False], [True, False], [False, True], [True, True]),
         )
         directory.map_instances((uuid, HERE, "project") for uuid in new_uuids(2))
         for _ in range(2):
@@ -149,17 +151,17 @@ def test_row_stays_until_every_node_has_confirmed_the_delivery(site: Site, monke
     with CellDirectory(site.settings()) as directory:
         pairs = [new_uuids(2) for _ in range(3)]
         for pair in pairs:
-            directory._store.add_invalidation(pair, 0.0)
+            directory._here().store.add_invalidation(pair, 0.0)
         with monkeypatch.context() as patch:
             answers = answering([True, True], [True, False], [True, True], [False, True])
-            patch.setattr(directory._backend, "invalidate_multi", answers)
+            patch.setattr(directory._here().backend, "invalidate_multi", answers)
             assert directory.deliver_invalidations() == Delivery(delivered=2, waiting=1)
             assert [one.instance_uuids for one in directory.list_invalidations()] == [pairs[1]]
-            assert directory._invalidations.wanted.is_set()  # a node is away: soon again
+            assert directory._here().invalidations.wanted.is_set()  # a node is away: soon again
             assert directory.deliver_invalidations() == Delivery(delivered=0, waiting=1)
         assert directory.deliver_invalidations() == Delivery(delivered=1, waiting=0)
         assert rows(site) == 0
-        assert not directory._invalidations.wanted.is_set()
+        assert not directory._here().invalidations.wanted.is_set()
 
 
 @pytest.mark.parametrize("durable", ["always", "unreachable"])
@@ -168,12 +170,12 @@ def test_row_of_a_write_past_one_of_two_nodes_names_all_that_may_be_outdated(
 ) -> None:
     """What was fenced is outdated, too, if its fence is lost and its writer dies: with `always` it is in the row."""
     with CellDirectory(site.settings(durable=durable)) as directory:
-        fence = directory._backend.fence_multi
+        fence = directory._here().backend.fence_multi
 
         def fence_all_but_the_last(keys: Sequence[str]) -> list[Fence]:
             return [*fence(keys[:-1]), Fence(FENCE + b"unheard")]
 
-        monkeypatch.setattr(directory._backend, "fence_multi", fence_all_but_the_last)
+        monkeypatch.setattr(directory._here().backend, "fence_multi", fence_all_but_the_last)
         uuids = new_uuids(3)
         directory.map_instances((uuid, HERE, "project") for uuid in uuids)
         named = [one.instance_uuids for one in directory.list_invalidations()]
@@ -191,7 +193,7 @@ def test_row_that_is_made_because_the_cache_could_not_be_settled_is_due_at_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CellDirectory(site.settings(durable="unreachable")) as directory:
-        monkeypatch.setattr(directory._backend, "settle_multi", answering([False]))
+        monkeypatch.setattr(directory._here().backend, "settle_multi", answering([False]))
         directory.map_instance(new_uuids(1)[0], HERE, "project")
         assert directory.stats().invalidations_pending == 1
 
@@ -210,17 +212,17 @@ def test_what_a_write_in_doubt_left_is_removed_though_the_database_cannot_record
         def away(*_: object) -> int:
             raise DatabaseUnavailable("gone")
 
-        monkeypatch.setattr(directory._store, "add_invalidation", away)
+        monkeypatch.setattr(directory._here().store, "add_invalidation", away)
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "commit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 directory.move_instance(uuid, THERE)
         site.cache.evict(uuid)  # its fence is lost, and another reader fills what it has read
         assert other.resolve_cell(uuid).uuid == HERE
-        assert other._backend.peek_multi([uuid]) != [None]
+        assert other._here().backend.peek_multi([uuid]) != [None]
         with pytest.raises(DatabaseUnavailable):
             directory.deliver_invalidations()
-        assert other._backend.peek_multi([uuid]) == [None]
+        assert other._here().backend.peek_multi([uuid]) == [None]
         monkeypatch.undo()
 
 
@@ -242,14 +244,14 @@ class _StopsAfterOnePause:
 def test_background_thread_pauses_while_a_node_stays_away(
     site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory._maintenance.stop()
+    directory._here().maintenance.stop()
     stop = _StopsAfterOnePause()
-    directory._store.add_invalidation(new_uuids(1), 0.0)
-    monkeypatch.setattr(directory._backend, "invalidate_multi", lambda keys: [False] * len(keys))
-    directory._invalidations.wanted.set()
-    directory._maintenance._run(cast("Any", stop))
+    directory._here().store.add_invalidation(new_uuids(1), 0.0)
+    monkeypatch.setattr(directory._here().backend, "invalidate_multi", lambda keys: [False] * len(keys))
+    directory._here().invalidations.wanted.set()
+    directory._here().maintenance._run(cast("Any", stop))
     assert stop.pauses == [maintenance._RETRY_S]
-    assert directory._invalidations.wanted.is_set()
+    assert directory._here().invalidations.wanted.is_set()
 
 
 @pytest.fixture
@@ -309,7 +311,7 @@ def test_fence_that_arrives_after_a_later_write_does_not_bring_the_older_value_b
     """The request takes long, its writer gives the node up, and another write passes in between."""
     (uuid,) = new_uuids(1)
     directory.map_instance(uuid, HERE, "project")
-    other, backend = site.open(), cast("Any", directory._backend)
+    other, backend = site.open(), cast("Any", directory._here().backend)
     on_its_way: list[Fence] = []
 
     def fence_late(keys: Sequence[str]) -> list[Fence]:
@@ -357,7 +359,7 @@ def test_refusing_deployment_writes_nothing_while_a_node_is_away(
 def test_the_background_thread_outlives_what_nobody_expected(
     directory: CellDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    invalidations, delivered = directory._invalidations, threading.Event()
+    invalidations, delivered = directory._here().invalidations, threading.Event()
 
     def fails() -> Delivery:
         monkeypatch.setattr(invalidations, "deliver", succeeds)
@@ -379,7 +381,7 @@ def test_two_threads_that_deliver_take_turns(
     site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = new_uuids(3)
-    store, begun, go_on = directory._store, threading.Event(), threading.Event()
+    store, begun, go_on = directory._here().store, threading.Event(), threading.Event()
     forget = store.forget_invalidations
 
     def slow(ids: Sequence[int]) -> None:
@@ -404,7 +406,7 @@ def test_what_could_not_be_recorded_is_recorded_once_by_two_that_deliver(
     site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = new_uuids(3)
-    invalidations, store = directory._invalidations, directory._store
+    invalidations, store = directory._here().invalidations, directory._here().store
     add, together = store.add_invalidation, threading.Barrier(2)
 
     def slow(instance_uuids: Sequence[str], after_s: float) -> int:
@@ -424,17 +426,17 @@ def test_delivery_that_is_interrupted_forgets_nothing(
     site: Site, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = new_uuids(3)
-    invalidations = directory._invalidations
+    invalidations = directory._here().invalidations
     steps = {
-        "settle_multi": directory._backend,
-        "add_invalidation": directory._store,
-        "forget_invalidations": directory._store,
+        "settle_multi": directory._here().backend,
+        "add_invalidation": directory._here().store,
+        "forget_invalidations": directory._here().store,
     }
 
     def interrupted(*_: object) -> list[bool]:
         raise KeyboardInterrupt
 
-    directory._maintenance.stop()
+    directory._here().maintenance.stop()
     directory.map_instance(keys[0], HERE, "project")
     for key in keys:
         invalidations.unsettled(None, {key: Fence(FENCE + key.encode())})
@@ -455,7 +457,7 @@ def test_commands_list_and_deliver(
     config = tmp_path / "cellcache.toml"
     config.write_text(f'[database]\nurl = "{site.database_url}"\n', encoding="utf-8")
     (uuid,) = new_uuids(1)
-    directory._store.add_invalidation([uuid], 0.0)
+    directory._here().store.add_invalidation([uuid], 0.0)
     assert main(["--config", str(config), "invalidations", "list"]) == 0
     assert uuid in capsys.readouterr().out
     assert main(["--config", str(config), "invalidations", "list", "--json"]) == 0

@@ -91,11 +91,16 @@ def test_set_after_ones_own_deletion_stores(look: str) -> None:
     assert backend.get_serialized("key") == b"value"
 
 
-def test_a_forked_child_of_a_plain_region_starts_afresh() -> None:
+def test_a_forked_child_of_a_plain_region_has_a_copy_and_changes_its_own_alone() -> None:
     backend = MemoryBackend({})
     backend.set_serialized("key", b"the parent's")
     child = os.fork()
     if child == 0:
-        os._exit(0 if backend.get_serialized("key") is NO_VALUE else 1)
+        looks = [backend.get_serialized("key")]
+        backend.delete("key")
+        looks.append(backend.get_serialized("key"))
+        backend.set_serialized("key", b"the child's")
+        looks.append(backend.get_serialized("key"))
+        os._exit(0 if looks == [b"the parent's", NO_VALUE, b"the child's"] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert backend.get_serialized("key") == b"the parent's"

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from cellcache import CellDirectory
-from cellcache.backends.memory import MemoryBackend
 from cellcache.codec import encode
 from cellcache.errors import InstanceNotMapped
 from cellcache.local import LocalLayer
 from cellcache.protocol import Absent, CoherentBackend, Fence, Lease, Settlement
 from tests.costs import Meter
 from tests.directories import HERE, SHARED_CACHES, THERE, Site, new_uuids, open_site
+from tests.inserted import Inserted
 
 TTL_S = 5.0
 ANSWER = encode(HERE)
@@ -147,7 +147,7 @@ def test_delivered_invalidation_takes_the_instance_out(site: Site, clock: Clock)
     assert one_by_one(directory, [instance]) == [HERE]
     site.run(f"UPDATE instance_mapping SET cell_uuid = '{THERE}' WHERE instance_uuid = '{instance}'")
     assert one_by_one(directory, [instance]) == [HERE]
-    directory._backend.invalidate_multi([instance])
+    directory._here().backend.invalidate_multi([instance])
     assert one_by_one(directory, [instance]) == [THERE]
 
 
@@ -173,7 +173,7 @@ def test_answer_that_was_asked_for_before_a_write_of_this_process_is_not_held_af
     layer = layered(shared)
     arguments = {
         "fence_multi": [KEY],
-        "settle_multi": [Settlement(KEY, Fence(b"mark", b"", shared), None)],
+        "settle_multi": [Settlement(KEY, Fence(b"mark", b"", 0.0), None)],
         "invalidate_multi": [KEY],
     }
     shared.meanwhile = lambda: getattr(layer, write)(arguments[write])
@@ -191,7 +191,7 @@ def test_own_write_is_seen_though_another_thread_was_reading_what_was_before_it(
     directory = site.open(local_ttl_s=TTL_S)
     (instance,) = new_uuids(1)
     directory.map_instance(instance, HERE, "project")
-    layer = cast("Any", directory._backend)
+    layer = cast("Any", directory._here().backend)
     lookup, answered, written = layer._backend.lookup, threading.Event(), threading.Event()
 
     def slow(key: str) -> Any:
@@ -246,9 +246,6 @@ class Shared:
     def invalidate_multi(self, keys: Sequence[str], *, deadline: float | None = None) -> list[bool]:
         return [True] * len(keys)
 
-    def forget_connections(self) -> None:
-        pass
-
     def close(self) -> None:
         pass
 
@@ -257,7 +254,7 @@ def layered(shared: Shared, *, max_entries: int = 100) -> LocalLayer:
     return LocalLayer(cast("CoherentBackend", shared), ttl_s=TTL_S, max_entries=max_entries)
 
 
-@pytest.mark.parametrize("answer", [Lease(b"token", None), *Absent], ids=str)
+@pytest.mark.parametrize("answer", [Lease(b"token", 0.0), *Absent], ids=str)
 def test_nothing_but_answers_is_held(answer: Lease | Absent, clock: Clock) -> None:
     layer = layered(Shared(clock, answer))
     assert layer.lookup(KEY) == answer
@@ -281,13 +278,36 @@ def test_latest_entries_stay_and_no_more_than_allowed(clock: Clock) -> None:
     assert shared.asked == keys[:15]
 
 
-def test_child_after_fork_waits_for_no_lock_of_its_parents() -> None:
-    layer = LocalLayer(cast("Any", MemoryBackend({})), ttl_s=TTL_S, max_entries=10)
-    held = layer._lock
-    with held:  # by a thread that the child does not have
-        layer.forget_connections()
-        assert layer._lock is not held
+def test_lookup_that_comes_in_while_its_thread_holds_an_answer_does_not_wait(clock: Clock) -> None:
+    """A signal handler's, or a finalizer's."""
+    layer = layered(Shared(clock))
+    with layer._lock:
+        assert layer.lookup(KEY) == ANSWER
         assert layer.invalidate_multi([KEY]) == [True]
+
+
+@pytest.mark.parametrize("how", ["lookup", "lookup_multi"])
+def test_write_that_comes_in_while_its_thread_holds_an_answer_takes_it_away_at_whichever_line(
+    how: str, clock: Clock
+) -> None:
+    """Unless it came before the question."""
+    shared, moments = Shared(clock), list[bool]()
+    layer = layered(shared)
+
+    def write() -> None:
+        layer.invalidate_multi([KEY])
+        moments.append(bool(shared.asked))
+
+    for line in range(1, 1000):
+        layer.held.clear()
+        shared.asked.clear()
+        with Inserted(write, every=line, most=1) as inserted:
+            layer.lookup(KEY) if how == "lookup" else layer.lookup_multi([KEY])
+        if not inserted.times:
+            break
+        assert KEY not in layer.held or not moments[-1], f"after {line} lines"
+    assert set(moments) == {False, True}
+    assert len(moments) > 10
 
 
 def test_size_is_bounded_by_max_entries(site: Site) -> None:
@@ -296,7 +316,7 @@ def test_size_is_bounded_by_max_entries(site: Site) -> None:
     directory.map_instances((instance, HERE, "project") for instance in instances)
     assert in_bulk(directory, instances) == [HERE] * 30
     assert one_by_one(directory, instances) == [HERE] * 30
-    assert len(directory._backend.held) == 7
+    assert len(directory._here().backend.held) == 7
 
 
 def test_what_is_held_costs_no_round_trip_and_counts_as_a_hit(site: Site, meter: Meter, clock: Clock) -> None:
@@ -348,12 +368,12 @@ def test_closed_layer_holds_nothing(site: Site) -> None:
     directory.map_instance(instance, HERE, "project")
     assert cell_of(directory, instance) == HERE
     directory.close()
-    assert directory._backend.held == {}
+    assert directory._here().backend.held == {}
 
 
 def test_it_is_off_unless_asked_for_and_named_in_the_promise(site: Site) -> None:
     plain, layer = site.open(), site.open(local_ttl_s=0.5)
-    assert not isinstance(plain._backend, LocalLayer)
+    assert not isinstance(plain._here().backend, LocalLayer)
     assert "stale for at most" not in plain.promise
     assert layer.promise.startswith("stale for at most 0.5 s (cache.local_ttl_s)")
     assert layer.promise.endswith(plain.promise)
@@ -376,7 +396,7 @@ def test_only_what_verifies_is_held(site: Site, resolve: Resolve, clock: Clock) 
     assert reader.stats().undecodable == 1
     for _ in range(3):
         assert resolve(reader, [instance, other]) == [HERE, THERE]
-    assert {entry for entry, _ in reader._backend.held.values()} == {encode(HERE), encode(THERE)}
+    assert {entry for entry, _ in reader._here().backend.held.values()} == {encode(HERE), encode(THERE)}
     site.cache.write(instance, of_other)
     assert resolve(reader, [instance]) == [HERE], "what it holds was verified when it came"
     assert reader.stats().undecodable == 1

@@ -136,7 +136,7 @@ class Play:
 
     def lease(self, directory: CellDirectory, number: int) -> None:
         """A reader takes the lease, if nothing stands there, and dies."""
-        directory._backend.lookup(self.keys[number])
+        directory._here().backend.lookup(self.keys[number])
 
     def check(self) -> None:
         table = self.site.table()

@@ -335,14 +335,14 @@ def test_a_write_that_could_not_settle_is_made_up_for_before_others_would(
     directory, deployment = memcached_scene.deployment.directory, memcached_scene.deployment
 
     def rows() -> int:
-        return len(directory._store.invalidations(limit=10))
+        return len(directory._here().store.invalidations(limit=10))
 
     wait_until(lambda: rows() == 0, "the rows of the beginning are gone")
     with monkeypatch.context() as patch:
-        patch.setattr(directory._backend, "settle_multi", lambda settlements: [False] * len(settlements))
+        patch.setattr(directory._here().backend, "settle_multi", lambda settlements: [False] * len(settlements))
         deployment.move(deployment.keys[0])
         assert rows() == 1
-        assert not directory._store.invalidations(limit=10, due=True), "it is not due for others yet"
+        assert not directory._here().store.invalidations(limit=10, due=True), "it is not due for others yet"
     wait_until(lambda: rows() == 0, "it is delivered", 0.8 * GRACE_S)
 
 

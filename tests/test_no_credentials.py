@@ -30,6 +30,7 @@ from cellcache.codec import FENCE, MARK
 from cellcache.doctor import examine
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable
 from cellcache.signing import SIGNED_VERSION
+from tests.caches import nodes_of
 from tests.command_line import Deployment, every_command
 from tests.servers import MariaDB, Memcached, PostgreSQL, Redis
 
@@ -504,11 +505,11 @@ def test_no_log_at_any_level_no_repr_and_no_error_shows_a_secret(
                 world.vault.check_error(outcome)
             else:
                 world.vault.check(str(outcome), repr(outcome))
-        inner = [directory, directory._backend, directory._store, directory._store._reading, directory._store._writing]
-        signing = directory._signing
-        assert signing is not None
-        inner += [directory._cells, directory._invalidations, directory._maintenance, signing, signing.signer]
-        inner += [directory._read_through, directory._write_through]
+        here = directory._here()
+        assert here.signing is not None
+        inner = [directory, here.backend, here.store, here.store._reading, here.store._writing, here.cells]
+        inner += [here.invalidations, here.maintenance, here.signing, here.signing.signer]
+        inner += [here.read_through, here.write_through]
         settings = directory.settings
         inner += [settings, settings.database, settings.cache, settings.cells]
         inner += [settings.describe(), settings.model_dump(), settings.model_dump_json()]
@@ -532,11 +533,11 @@ def test_no_log_of_a_cache_that_fails_shows_a_secret(world: World, caplog: pytes
         world.vault.check(directory.resolve_cells([str(uuid4())]), directory.check_cache(), directory.stats())
         world.vault.check(*map(repr, examine(directory.settings)))
     with world.open() as directory:  # the password stops working while it is open
-        backend: Any = directory._backend
-        for node in getattr(backend._backend, "_nodes", None) or [backend._backend._node]:
+        backend: Any = directory._here().backend
+        for node in nodes_of(backend._backend):
             dial = node._dial
             node._dial = lambda _: (_ for _ in ()).throw(ConnectionError("no"))
-            node.forget_connections()
+            node._pool().generation = object()
             directory.resolve_cells([str(uuid4())])
             node._dial = dial
     with pytest.raises(CellCacheError) as refused:

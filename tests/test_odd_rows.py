@@ -91,13 +91,13 @@ def test_in_bulk_it_is_left_out_and_counted(site: Site) -> None:
 
 
 def counted_reads_of_cells(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> Counter:
-    reads, cells = Counter(), directory._store.cells
+    reads, cells = Counter(), directory._here().store.cells
 
     def read() -> list[CellMapping]:
         reads.add()
         return cells()
 
-    monkeypatch.setattr(directory._store, "cells", read)
+    monkeypatch.setattr(directory._here().store, "cells", read)
     return reads
 
 
@@ -140,7 +140,7 @@ def test_what_a_bulk_lookup_leaves_out_is_logged_now_and_then(
             directory.resolve_cells(bad)
         assert len(caplog.messages) == 1
         assert "is mapped to 'cell1'" in caplog.messages[0]
-        monkeypatch.setattr(directory._read_through, "_next_warning_at", 0.0)
+        monkeypatch.setattr(directory._here().read_through, "_next_warning_at", 0.0)
         directory.resolve_cells(bad)
         assert len(caplog.messages) == 2
 
@@ -306,7 +306,7 @@ def test_a_cell_whose_uuid_is_none_is_logged_once(tmp_path: Path, caplog: pytest
         for number in range(1, 4):
             deployment.add_cell(f"none {number}")
             for _ in range(3):
-                directory._cells.refresh()
+                directory._here().cells.refresh()
             assert [f"'none {number}'" in message for message in caplog.messages] == [False] * (number - 1) + [True]
 
 

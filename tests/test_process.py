@@ -59,7 +59,7 @@ def write_config(site: Site, path: Path) -> Path:
 
 
 def is_closed(directory: CellDirectory) -> bool:
-    return directory._maintenance._thread is None
+    return directory._here().maintenance._thread is None
 
 
 def test_file_that_the_environment_names(site: Site, key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

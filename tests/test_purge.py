@@ -205,13 +205,13 @@ def test_instance_that_moves_between_compare_and_delete_is_spared(
     cell: Cell, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell.purge(*cell.keys[:3])
-    remove = directory._purge._remove
+    remove = directory._here().purge._remove
 
     def move_first(keys: Any, *arguments: Any) -> int:
         directory.move_instance(keys[0], THERE)
         return remove(keys, *arguments)
 
-    monkeypatch.setattr(directory._purge, "_remove", move_first)
+    monkeypatch.setattr(directory._here().purge, "_remove", move_first)
     report = directory.prune_purged(cell.uuid)
     assert (report.removed, report.changed_meanwhile, report.still_there) == (2, 1, 7)
     assert cell.site.table()[cell.keys[0]] == THERE
@@ -222,14 +222,14 @@ def test_instance_that_moves_away_and_back_between_compare_and_delete_is_spared(
     cell: Cell, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell.purge(*cell.keys[:3])
-    remove = directory._purge._remove
+    remove = directory._here().purge._remove
 
     def move_first(keys: Any, *arguments: Any) -> int:
         directory.move_instance(keys[0], THERE)
         directory.move_instance(keys[0], cell.uuid)
         return remove(keys, *arguments)
 
-    monkeypatch.setattr(directory._purge, "_remove", move_first)
+    monkeypatch.setattr(directory._here().purge, "_remove", move_first)
     assert directory.prune_purged(cell.uuid).removed == 2
     assert cell.keys[0] in cell.mapped()
 
@@ -238,14 +238,14 @@ def test_mapping_made_anew_between_compare_and_delete_is_spared(
     cell: Cell, directory: CellDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell.purge(*cell.keys[:3])
-    remove = directory._purge._remove
+    remove = directory._here().purge._remove
 
     def make_anew(keys: Any, *arguments: Any) -> int:
         directory.prune(keys[:1])
         directory.map_instance(keys[0], cell.uuid, PROJECT)
         return remove(keys, *arguments)
 
-    monkeypatch.setattr(directory._purge, "_remove", make_anew)
+    monkeypatch.setattr(directory._here().purge, "_remove", make_anew)
     assert directory.prune_purged(cell.uuid).removed == 2
     assert cell.keys[0] in cell.mapped()
 
@@ -255,14 +255,14 @@ def test_mapping_that_names_another_cell_by_then_is_spared_however_old_it_says_i
 ) -> None:
     """A hand wrote the row, or a process whose clock was days behind: its age says nothing, its cell does."""
     cell.purge(*cell.keys[:3])
-    write, moved = directory._write_through.write, cell.keys[0]
+    write, moved = directory._here().write_through.write, cell.keys[0]
 
     def move_first(change: Any) -> Any:
         statement = instance_mapping.update().where(instance_mapping.c.instance_uuid == moved)
         cell.site.run(statement.values(cell_uuid=THERE, updated_at=datetime.now(UTC) - timedelta(days=2)))
         return write(change)
 
-    monkeypatch.setattr(directory._write_through, "write", move_first)
+    monkeypatch.setattr(directory._here().write_through, "write", move_first)
     assert directory.prune_purged(cell.uuid).removed == 2
     assert cell.site.table()[moved] == THERE
 

@@ -170,9 +170,9 @@ def test_get_or_create_that_a_writer_overtook_stores_nothing(site: Site, region:
 
 def test_values_are_stored_in_the_compact_form(region: Any, directory: CellDirectory, key: str) -> None:
     region.set(key, HERE.upper())
-    assert directory._backend.lookup(key) == encode(HERE)
+    assert directory._here().backend.lookup(key) == encode(HERE)
     region.set_multi({key: None})
-    assert directory._backend.lookup(key) == encode(None)
+    assert directory._here().backend.lookup(key) == encode(None)
 
 
 def test_value_that_is_no_cell_is_refused_and_not_stored(region: Any, key: str) -> None:

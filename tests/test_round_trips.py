@@ -251,9 +251,9 @@ def test_invalidations_of_a_thousand_are_two_round_trips_per_node_at_most(
     keys = new_uuids(1000)
     directory.map_instances((key, HERE, PROJECT) for key in keys)
     with meter.count(site.ports()) as costs:
-        assert all(directory._backend.invalidate_multi(keys))
+        assert all(directory._here().backend.invalidate_multi(keys))
     assert costs.round_trips == nodes(site) * (2 if isinstance(site.cache, MemcachedCache) else 1)
-    assert directory._backend.peek_multi(keys) == [None] * 1000
+    assert directory._here().backend.peek_multi(keys) == [None] * 1000
 
 
 # -- space -------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_invalidations_of_a_thousand_are_two_round_trips_per_node_at_most(
 
 def test_entry_takes_17_bytes(site: Site, directory: CellDirectory) -> None:
     key = directory.map_instance(uuid4(), HERE, PROJECT).instance_uuid
-    entry = directory._backend.lookup(key)
+    entry = directory._here().backend.lookup(key)
     assert isinstance(entry, bytes)
     assert len(entry) == 17
 

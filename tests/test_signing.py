@@ -22,7 +22,7 @@ from cellcache.codec import NOT_MAPPED, Undecodable, decode, encode
 from cellcache.database_clock import KnownTime
 from cellcache.errors import InstanceNotMapped
 from cellcache.protocol import Absent
-from cellcache.signing import FORGED, OVER, SIGNATURE_SIZE, SIGNED_SIZE, SIGNED_VERSION, Signer
+from cellcache.signing import FORGED, OVER, SIGNATURE_SIZE, SIGNED_SIZE, SIGNED_VERSION, Signer, Signing
 from tests.caches import eventually
 from tests.directories import HERE, SHARED_CACHES, THERE, Site, new_database, new_uuids, open_site
 
@@ -474,10 +474,16 @@ def test_instance_is_signed_in_its_one_form(site: Site) -> None:
 # -- what an entry is for, and until when ----------------------------------------------------------------------------
 
 
+def signing_of(directory: CellDirectory) -> Signing:
+    signing = directory._here().signing
+    assert signing is not None
+    return signing
+
+
 def signer_of(directory: CellDirectory) -> Signer:
-    assert directory._signing is not None
-    assert directory._signing.signer is not None
-    return directory._signing.signer
+    signer = signing_of(directory).signer
+    assert signer is not None
+    return signer
 
 
 def let_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -590,8 +596,7 @@ def test_copy_of_a_database_is_another_deployment_once_its_row_is_deleted(site: 
     (instance,) = mapped(directory, HERE)
     before = directory.deployment()
     site.run(statement)
-    assert directory._signing is not None
-    directory._signing.refresh()
+    signing_of(directory).refresh()
     assert directory.deployment() != before
     check_refused_once(site, directory, instance, HERE)
 
@@ -612,7 +617,6 @@ def test_before_the_identity_is_known_answers_are_from_sql_and_nothing_is_stored
     entry, (fresh, unmapped) = stored(site, cached), new_uuids(2)
     site.run(AWAY)
     directory = site.open(signing_key=OLD)
-    assert directory._signing is not None
     assert [directory.resolve_cell(cached).uuid for _ in range(2)] == [HERE, HERE]
     assert directory.resolve_cells([cached, unmapped]).keys() == {cached}
     assert "identity could not be read" in directory.explain(cached).steps[0].found
@@ -631,7 +635,7 @@ def test_before_the_identity_is_known_answers_are_from_sql_and_nothing_is_stored
     assert sum("lacks a table" in record.message for record in caplog.records) == 1
 
     site.run(BACK)
-    directory._signing._next_try_at = 0.0
+    signing_of(directory)._next_try_at = 0.0
     assert directory.resolve_cell(cached).uuid == HERE
     assert directory.stats().hits == 1
 
@@ -646,8 +650,7 @@ def test_set_after_a_get_that_could_not_verify_stores_nothing(site: Site) -> Non
     assert region.get(instance) is NO_VALUE
     assert region.get_multi([instance]) == [NO_VALUE]
     site.run(BACK)
-    assert directory._signing is not None
-    directory._signing.refresh()
+    signing_of(directory).refresh()
     region.set(instance, THERE)
     assert stored(site, instance) == entry
 
@@ -656,15 +659,14 @@ def test_identity_that_cannot_be_read_is_asked_for_once_a_second(site: Site, mon
     (instance,) = mapped(site.open(), HERE)
     site.run(AWAY)
     directory = site.open(signing_key=OLD)
-    assert directory._signing is not None
     tries = []
-    read, now = directory._signing._read, time.monotonic() + 2
+    read, now = signing_of(directory)._read, time.monotonic() + 2
 
     def counted() -> Agreement:
         tries.append(now)
         return read()
 
-    monkeypatch.setattr(directory._signing, "_read", counted)
+    monkeypatch.setattr(signing_of(directory), "_read", counted)
     monkeypatch.setattr(signing, "monotonic", lambda: now)
     for _ in range(20):
         assert directory.resolve_cell(instance).uuid == HERE

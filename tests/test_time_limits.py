@@ -176,9 +176,9 @@ def directory(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def put_in(directory: CellDirectory, backend: Any) -> None:
-    (getattr(backend, "_node", None) or backend._nodes[0])._breaker = Breaker(3600.0)
-    directory._backend = directory._read_through._backend = backend
-    directory._lookup = backend.lookup
+    (getattr(backend, "_node", None) or backend._nodes[0])._pool().breaker = Breaker(3600.0)
+    directory._here().backend = directory._here().read_through._backend = backend
+    directory._here().lookup = backend.lookup
 
 
 @pytest.mark.parametrize("kind", ["memcached", "redis"])
@@ -198,7 +198,7 @@ def test_a_server_whose_garbage_changes_costs_little_more_than_the_limit_however
                 directory.resolve_cell(KEY)
         assert sock.asked <= 4, "two looks, a removal, and a look for the lease"
         assert clock.now - began <= 1.3 * LIMIT_S
-        assert directory._backend.errors == (1 if late > 0.4 and (late > 0.9 or kind == "memcached") else 0)
+        assert directory._here().backend.errors == (1 if late > 0.4 and (late > 0.9 or kind == "memcached") else 0)
         began, sock.asked = clock.now, 0
 
 
@@ -258,12 +258,10 @@ def test_a_fill_that_is_not_answered_costs_the_next_request_one_limit(nodes: int
     for node in backend._nodes:
         node._dial = dialled_in(0.0, clock, "memcached")
     keys = [str(UUID(int=number)) for number in range(100)]
-    nodes_of = [backend._wire(key)[1] for key in keys]
-    leases = [Lease(b"1", node.connection(clock.now)) for node in nodes_of]
+    for node in backend._nodes:
+        node.give_back(node.take(clock.now))
     began = clock.now
-    backend.send_fills(
-        [Fill(key, lease, b"value", 60.0) for key, lease in zip(keys, leases, strict=True)], _ignore, wait=False
-    )
+    backend.send_fills([Fill(key, Lease(b"1", began), b"value", 60.0) for key in keys], _ignore, wait=False)
     assert clock.now == began
     getattr(backend, request_)(keys[0] if request_ == "lookup" else keys)
     assert clock.now - began <= LIMIT_S * 1.01
@@ -279,7 +277,7 @@ def test_what_is_left_after_connecting_limits_only_the_first_request(kind: str, 
     backend: Any = (memcached if kind == "memcached" else redis)()[0]
     node = backend._nodes[0] if kind == "memcached" else backend._node
     node._dial = dialled_in(0.4 * LIMIT_S, clock, kind)
-    connection = node.connection(clock.now)
+    connection = node.take(clock.now)
     assert connection._sock._limit_s == pytest.approx(0.6 * LIMIT_S)
     with pytest.raises(TimeoutError):
         connection.recv(512)
@@ -288,12 +286,13 @@ def test_what_is_left_after_connecting_limits_only_the_first_request(kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["memcached", "redis"])
-def test_a_connection_that_its_thread_lets_go_of_is_closed_at_once(kind: str, clock: Clock) -> None:
-    """One that another thread has retired is replaced when its own thread next asks; nobody closes it before."""
+def test_a_connection_that_its_caller_forgets_is_gone_at_once(kind: str, clock: Clock) -> None:
+    """An interrupted one, for instance: nobody reads its reply, and the socket is no more."""
     backend: Any = (memcached if kind == "memcached" else redis)()[0]
     node = backend._nodes[0] if kind == "memcached" else backend._node
     node._dial = dialled_in(0.0, clock, kind)
-    connection = weakref.ref(node.connection(clock.now))
+    taken = node.take(clock.now)
+    connection = weakref.ref(taken)
     assert connection() is not None
-    node.forget_connections()
+    del taken
     assert connection() is None

@@ -143,7 +143,7 @@ def test_many_at_once_are_answered_over_tls_however_they_fall_into_its_records(
     with kind(trust.ours.issue("cache")) as server:
         settings = settings_of(database_file, server, tls_ca=str(trust.ca))
         with CellDirectory.open(settings) as directory:
-            backend = directory._backend
+            backend = directory._here().backend
             for n in (150, 220, 300, 350, 404, 500, 701, 808, 1000, 1001):
                 keys = [str(uuid4()) for _ in range(n)]
                 fences = backend.fence_multi(keys)
@@ -310,7 +310,7 @@ OPTIONS = [documented, named]
 
 def is_encrypted(settings: Settings) -> bool:
     """Whether the directory's own connections are."""
-    with CellDirectory.open(settings) as directory, directory._store._reading.connect() as connection:
+    with CellDirectory.open(settings) as directory, directory._here().store._reading.connect() as connection:
         if connection.dialect.name == "postgresql":
             return bool(connection.scalar(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")))
         return bool(connection.execute(text("SHOW STATUS LIKE 'Ssl_cipher'")).one()[1])

@@ -112,7 +112,7 @@ def test_absent_entries_stay_absent(site: Site, directory: CellDirectory) -> Non
 def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     (uuid,) = new_uuids(1)
     directory.map_instance(uuid, HERE, "project")
-    peek = directory._backend.peek_multi
+    peek = directory._here().backend.peek_multi
     moved = threading.Event()
 
     def peek_then_let_it_move(keys: Any) -> list[Seen]:
@@ -124,7 +124,7 @@ def test_a_change_under_way_is_not_a_difference(directory: CellDirectory, monkey
 
     reports = directory.verify()
     next(reports)
-    monkeypatch.setattr(directory._backend, "peek_multi", peek_then_let_it_move)
+    monkeypatch.setattr(directory._here().backend, "peek_multi", peek_then_let_it_move)
     directory.region.set(uuid, THERE)  # what it sees first differs from the row that it has read
     assert last(reports).wrong == 0
     assert moved.is_set()
@@ -187,9 +187,9 @@ class Deaf:
         self.away: dict[str, int] = {}
         """How many times more each of them is asked for in vain."""
         self.asked: list[list[str]] = []
-        self._ask = getattr(directory._backend, method)
+        self._ask = getattr(directory._here().backend, method)
         self._unanswered = Absent.UNREACHABLE if method == "peek_multi" else False
-        monkeypatch.setattr(directory._backend, method, self)
+        monkeypatch.setattr(directory._here().backend, method, self)
 
     def __call__(self, keys: Sequence[str]) -> list[object]:
         self.asked.append(list(keys))
@@ -271,8 +271,8 @@ def test_a_node_that_stays_away_is_waited_for_in_one_batch_only(
 ) -> None:
     uuids = sorted(new_uuids(6))  # the order of their ids
     directory.map_instances((uuid, HERE, "project") for uuid in uuids)
-    mappings = directory._store.mappings
-    monkeypatch.setattr(directory._store, "mappings", lambda **page: mappings(**(page | {"limit": 1})))
+    mappings = directory._here().store.mappings
+    monkeypatch.setattr(directory._here().store, "mappings", lambda **page: mappings(**(page | {"limit": 1})))
     peek = Deaf(directory, "peek_multi", monkeypatch)
     peek.away = {uuids[0]: EVER, uuids[1]: EVER, uuids[3]: EVER}
     assert last(directory.verify()).unreachable == 3
@@ -325,14 +325,14 @@ def databased(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 def looked_at(directory: CellDirectory, size: int) -> list[str]:
     """Return the instances of one sample, each as often as it was looked at."""
     seen: list[str] = []
-    peek = directory._backend.peek_multi
+    peek = directory._here().backend.peek_multi
 
     def noted(keys: Sequence[str]) -> list[Seen]:
         seen.extend(keys)
         return peek(keys)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(directory._backend, "peek_multi", noted)
+        patch.setattr(directory._here().backend, "peek_multi", noted)
         report = last(directory.verify(sample=size))
     assert report.checked == len(seen)
     return seen

@@ -178,14 +178,14 @@ class Worker:
     def _label_transactions(self) -> None:
         """Let the database's triggers know which write a change belongs to."""
 
-        @event.listens_for(self._directory._store._writing, "begin")
+        @event.listens_for(self._directory._here().store._writing, "begin")
         def label(connection: Connection) -> None:
             self._doing.changed = set()
             connection.exec_driver_sql("SET @op = %s", (self._doing.op,))
 
     def _watch_the_cache(self) -> None:
         """Record which instances a cache node did not confirm, die on request after a commit, dawdle before a fill."""
-        backend: Any = self._directory._backend
+        backend: Any = self._directory._here().backend
         fence_multi, settle_multi, send_fills = backend.fence_multi, backend.settle_multi, backend.send_fills
 
         def fence(keys: Sequence[str]) -> list[Fence]:

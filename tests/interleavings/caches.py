@@ -54,9 +54,8 @@ class Cache(abc.ABC):
     settings: dict[str, Any]
     restarts: ClassVar[bool] = True
 
-    def fresh(self) -> bool:
-        """Prepare for one schedule; return whether that has cost the operations their connections."""
-        return False
+    def fresh(self) -> None:  # noqa: B027 - nothing to do for most
+        """Prepare for one schedule with a restart, which may cost the operations their connections."""
 
     def peek(self, key: str) -> Entry:
         return entry_of(self.raw(key))
@@ -89,7 +88,7 @@ class MemoryCache(Cache):
         return raw
 
     def evict(self, key: str) -> None:
-        self._insider._store.entries.pop(key, None)
+        self._insider._stores.get().entries.pop(key, None)
 
     def restart(self) -> None:
         raise NotImplementedError
@@ -145,13 +144,11 @@ class MemcachedCache(Cache):
         self._began_at = 0
         self.settings = {"backend": "cellcache.memcached", "servers": [f"unix:{server.path}"]}
 
-    def fresh(self) -> bool:
+    def fresh(self) -> None:
         self._began_at = self._token()
-        if self._began_at < _MOST_TO_COUNT_UP_TO:
-            return False
-        self._start_again()
-        self._began_at = self._token()
-        return True
+        if self._began_at >= _MOST_TO_COUNT_UP_TO:
+            self._start_again()
+            self._began_at = self._token()
 
     def raw(self, key: str) -> bytes | None:
         header, _, rest = self._ask(b"mg %b b v\r\n" % self._wire(key)).partition(b"\r\n")

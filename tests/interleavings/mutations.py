@@ -5,6 +5,7 @@ They change the directories of a world from outside; the product knows nothing o
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from cellcache.backends.node import Node
 from cellcache.codec import FENCE
 from cellcache.flights import Flight
 from cellcache.invalidations import Invalidations
@@ -67,7 +69,7 @@ def _in_each(change: Callable[[CellcacheWorld, Process], None], world: Cellcache
 
 def _omit_fence(_world: CellcacheWorld, process: Process) -> None:
     def claim(keys: Sequence[str]) -> list[Fence]:
-        return [Fence(FENCE + secrets.token_bytes(8), connection=process) for _ in keys]
+        return [Fence(FENCE + secrets.token_bytes(8), asked_at=0.0) for _ in keys]
 
     _replace(process, "fence_multi", claim)
 
@@ -102,12 +104,12 @@ def _remove_fences_too(world: CellcacheWorld, process: Process) -> None:
 
 
 def _use_any_connection(request: str, _world: CellcacheWorld, process: Process) -> None:
-    """Take a token for good on whatever connection this thread has now."""
-    backend: Any = process.directory._backend
+    """Take a token for good on whatever connection there is, or can be made."""
+    backend: Any = process.directory._here().backend
     locate, method, here = backend._locate, getattr(backend, request), threading.local()
 
-    def locate_without_holders(keys: Sequence[str], holders: Sequence[object] | None = None) -> Any:
-        return locate(keys, None if getattr(here, "asking", False) else holders)
+    def locate_whatever_the_token(keys: Sequence[str], asked_at: Sequence[float] | None = None) -> Any:
+        return locate(keys, None if getattr(here, "asking", False) else asked_at)
 
     def ask(*what: Any, **more: Any) -> Any:
         here.asking = True
@@ -116,19 +118,32 @@ def _use_any_connection(request: str, _world: CellcacheWorld, process: Process) 
         finally:
             here.asking = False
 
-    backend._locate = locate_without_holders
+    backend._locate = locate_whatever_the_token
     _replace(process, request, ask)
 
 
+def _use_younger_connections(_world: CellcacheWorld) -> AbstractContextManager[object]:
+    """Take a token for good on any connection of the process, however young."""
+    take_older: Callable[[Node[Any], float, float], Any] = Node.take_older
+
+    def take_any(node: Node[Any], _asked_at: float, began: float) -> Any:
+        connection = take_older(node, math.inf, began)
+        if connection is not None:
+            connection.made_at = -math.inf
+        return connection
+
+    return mock.patch.object(Node, "take_older", take_any)
+
+
 def _store(process: Process, values: Mapping[str, bytes]) -> None:
-    backend: Any = process.directory._backend
+    backend: Any = process.directory._here().backend
     if not process.nodes:
         stop("cache", "set")
     backend.store_multi(values)
 
 
 def _replace(process: Process, request: str, by: Callable[..., Any]) -> None:
-    setattr(process.directory._backend, request, by)
+    setattr(process.directory._here().backend, request, by)
 
 
 MUTATIONS = [
@@ -166,11 +181,29 @@ MUTATIONS = [
         way=((0, "settle_multi"), "restart", (1, "INSERT"), (0, None), (1, None)),
     ),
     Mutation(
-        "a fill goes over another connection than its lease's",
+        "a lease's token is used after a reconnect",
         Scenario(("resolve", "prune", "resolve"), faults=frozenset({"restart"})),
         "stale read",
         backends=("memcached",),
         applied=partial(_in_each, partial(_use_any_connection, "send_fills")),
+        most_switches=2,
+        way=((0, "send_fills"), (1, None), "restart", (2, "join a flight"), (0, None), (2, None)),
+    ),
+    Mutation(
+        "a fence's token is used over a connection that is younger",
+        Scenario(("move", "move"), processes=(0, 0), faults=frozenset({"restart"})),
+        "backward read",
+        backends=("memcached",),
+        applied=_use_younger_connections,
+        most_switches=3,
+        way=((0, "settle_multi"), "restart", (1, "INSERT"), (0, None), (1, None)),
+    ),
+    Mutation(
+        "a lease's token is used over a connection that is younger",
+        Scenario(("resolve", "prune", "resolve"), processes=(0, 1, 0), faults=frozenset({"restart"})),
+        "stale read",
+        backends=("memcached",),
+        applied=_use_younger_connections,
         most_switches=2,
         way=((0, "send_fills"), (1, None), "restart", (2, "join a flight"), (0, None), (2, None)),
     ),

@@ -53,7 +53,7 @@ def _prune(directory: CellDirectory, key: str, _cell: str) -> bool:
 
 
 def _deliver(directory: CellDirectory, _key: str, _cell: str) -> None:
-    directory._invalidations.deliver()
+    directory._here().invalidations.deliver()
 
 
 OPERATIONS: Mapping[str, Call] = {

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -21,6 +20,7 @@ from cellcache.backends.node import Node
 from cellcache.flights import Flight, Flights, beginning
 from cellcache.protocol import Fence
 from cellcache.store import Store
+from tests.caches import nodes_of
 from tests.interleavings.scheduler import Abandoned, Kind, Operation, current, stop
 
 REQUESTS = ("lookup", "lookup_multi", "send_fills", "fence_multi", "settle_multi", "invalidate_multi")
@@ -41,33 +41,42 @@ class RowLock:
 
 
 class Process:
-    """One cellcache process. Each of its operations runs in a thread of its own, which keeps its connections."""
+    """One cellcache process. Each of its operations runs in a thread of its own; they share its connections."""
 
     def __init__(self, settings: Settings, lock: RowLock, threads: int) -> None:
         self.directory = CellDirectory(settings)  # not `open`: its background thread would go by the clock
-        self.directory._cells.refresh()
+        self.directory._here().cells.refresh()
         self.threads: list[Executor] = [ThreadPoolExecutor(1) for _ in range(threads)]
-        stop_at_statements(self.directory._store, lock)
+        stop_at_statements(self.directory._here().store, lock)
         if self.nodes:
             _stop_at_requests(self.directory, "poll")
             for node in self.nodes:
                 _stop_at_wire(node)
         else:
             _stop_at_requests(self.directory, "cache")
-            _put_before(self.directory, "_held", lambda: stop("cache", "look into the memory"))
-        self.connect()
+            _put_before(self.directory._here(), "held", lambda: stop("cache", "look into the memory"))
 
     @property
     def nodes(self) -> list[Node[Any]]:
-        backend: Any = self.directory._backend
-        nodes: list[Node[Any]] = getattr(backend, "_nodes", None) or [getattr(backend, "_node", None)]
-        return [node for node in nodes if node is not None]
+        return nodes_of(self.directory._here().backend)
 
     def connect(self) -> None:
-        """Let each thread have a connection that lives, so that no operation spends its first step on that."""
+        """Let there be a free connection that lives for each thread: no operation spends its first step on that.
+
+        Who was abandoned in the midst of a request has kept his, and after a restart all are lost.
+        """
         for node in self.nodes:
-            for thread in self.threads:
-                assert thread.submit(node.idle_connection, time.monotonic()).result() is not None
+            connections = [node.take_idle(time.monotonic()) for _ in self.threads]
+            for connection in connections:
+                assert connection is not None
+                node.give_back(connection)
+
+    def forget_invalidations(self) -> None:
+        """Deliver nothing more of its own, as if it had been killed."""
+        invalidations = self.directory._here().invalidations
+        invalidations._settled.clear()
+        invalidations._unsettled.clear()
+        invalidations._unrecorded.clear()
 
     def close(self) -> None:
         for thread in self.threads:
@@ -79,18 +88,22 @@ class Process:
 def stops_in_flights() -> Iterator[None]:
     """Stop where the threads of one process meet; and let rows be delivered as soon as they are committed."""
     join, end, take_off, land = Flights.join, Flights.end, Flight.take_off, Flight.land
-    wait: Callable[[Flight[Any], float], Any] = Flight.wait
+    wait: Callable[[Flight[Any]], Any] = Flight.wait
 
     def stop_and_begin() -> int:
         stop("flight", "ask")
         return beginning()
 
-    def stop_and_join(flights: Flights[Any], keys: Iterable[str], **about: Any) -> Any:
+    def stop_and_join(flights: Flights[Any], own: Flight[Any], keys: Iterable[str], **about: Any) -> Any:
         stop("flight", "join a flight")
-        return join(flights, keys, **about)
+        return join(flights, own, keys, **about)
 
     def stop_and_end(flights: Flights[Any], flight: Flight[Any]) -> None:
-        stop("flight", "end the flight")
+        operation = current()
+        if operation is not None and operation.abandoned:
+            return  # it was killed, and ends nothing
+        if flight.keys:  # else it has ended, or was never anybody's
+            stop("flight", "end the flight")
         end(flights, flight)
 
     def stop_and_take_off(flight: Flight[Any]) -> None:
@@ -101,9 +114,9 @@ def stops_in_flights() -> Iterator[None]:
         stop("flight", "land")
         land(flight, answers)
 
-    def stop_and_wait(flight: Flight[Any], limit_s: float) -> Any:
-        stop("flight", "wait for the flight", flight._landed.is_set)
-        return wait(flight, limit_s)
+    def stop_and_wait(flight: Flight[Any]) -> Any:
+        stop("flight", "wait for the flight", flight._over.is_set)
+        return wait(flight)
 
     with (
         mock.patch.object(directory_module, "beginning", stop_and_begin),
@@ -129,7 +142,7 @@ def _put_before(owner: object, name: str, work: Callable[[], None]) -> None:
 
 
 def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
-    backend = directory._backend
+    backend = directory._here().backend
 
     def stopping(name: str, request: Callable[..., Any]) -> Callable[..., Any]:
         def ask(*what: Any, **more: Any) -> Any:
@@ -149,59 +162,93 @@ def _stop_at_requests(directory: CellDirectory, kind: Kind) -> None:
 
     for name in REQUESTS:
         setattr(backend, name, stopping(name, getattr(backend, name)))
-    directory._lookup = backend.lookup
+    directory._here().lookup = backend.lookup
 
 
 def _stop_at_wire(node: Node[Any]) -> None:
     dial = node._dial
 
-    def stopping(request: Callable[..., Any]) -> Callable[..., Any]:
-        def send(message: bytes, *rest: Any, **more: Any) -> Any:
-            land_late()
-            stop("cache", _words(message))
-            return request(message, *rest, **more)
-
-        return send
-
     def dial_and_stop(within_s: float) -> Any:
         connection = dial(within_s)
-        send_now, ask_now = stopping(connection.send), stopping(connection.ask)
-        arrive = partial(_arrive, connection, connection.send)
+        connection.under_way = []
+        send_now, is_idle = connection.send, connection.is_idle
+
+        def stopping(request: Callable[..., Any]) -> Callable[..., Any]:
+            def ask(message: bytes, *rest: Any, **more: Any) -> Any:
+                land_late()
+                stop("cache", _words(message))
+                _arrive_all(connection)
+                return request(message, *rest, **more)
+
+            return ask
+
+        send_and_wait = stopping(send_now)
 
         def send(message: bytes) -> None:
             operation = current()
             if operation is not None and operation.does_not_wait:
-                operation.late.append(partial(arrive, message))
+                operation.late.append(Late(connection, send_now, message))
             else:
-                send_now(message)
+                send_and_wait(message)
 
-        connection.send, connection.ask = send, ask_now
+        def look(deadline: float | None = None) -> bool:
+            _arrive_all(connection)
+            return bool(is_idle(deadline))
+
+        connection.send, connection.ask, connection.is_idle = send, stopping(connection.ask), look
         return connection
 
     node._dial = dial_and_stop
 
 
-def land_late() -> None:
-    """Let what the operation has sent without waiting arrive: it is on its way for as long as it can be.
+class Late:
+    """What was sent without waiting for the answer, and is on its way for as long as it can be.
 
-    That is until the operation is over, or sends something more, which arrives behind it.
+    That is until its operation is over or sends something more, or anybody uses that connection, on which it comes
+    first.
     """
+
+    def __init__(self, connection: Any, send: Callable[[bytes], None], message: bytes) -> None:
+        self.label = _words(message)
+        self._connection = connection
+        self._send = send
+        self._message = message
+        connection.under_way.append(self)
+
+    def arrive(self) -> None:
+        """Arrive, unless it has."""
+        if self not in self._connection.under_way:
+            return
+        self._connection.under_way.remove(self)
+        with suppress(OSError):  # the server has restarted
+            self._send(self._message)
+            answered = select.poll()
+            answered.register(self._connection._sock, select.POLLIN)
+            answered.poll()
+
+    def get_lost(self) -> None:
+        """Never arrive: its sender was killed. The connection goes on to serve another schedule."""
+        if self in self._connection.under_way:
+            self._connection.under_way.remove(self)
+            self._connection._owed.clear()
+
+
+def _arrive_all(connection: Any) -> None:
+    for late in list(connection.under_way):
+        late.arrive()
+
+
+def land_late() -> None:
+    """Let what this operation has sent without waiting arrive."""
     operation = current()
     while operation is not None and operation.late:
-        operation.late.pop(0)()
-
-
-def _arrive(connection: Any, send: Callable[[bytes], None], message: bytes) -> None:
-    try:
-        stop("cache", _words(message))
-    except Abandoned:
-        connection._owed.clear()  # the thread and its connection go on to serve another schedule
-        raise
-    with suppress(OSError):  # the server has restarted
-        send(message)
-        answered = select.poll()
-        answered.register(connection._sock, select.POLLIN)
-        answered.poll()
+        late = operation.late.pop(0)
+        try:
+            stop("cache", late.label)
+        except Abandoned:
+            late.get_lost()
+            raise
+        late.arrive()
 
 
 def _words(message: bytes) -> str:

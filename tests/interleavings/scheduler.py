@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Kind = Literal["cache", "poll", "read", "rows", "begin", "commit", "local", "flight"]
 """What a step touches: the cache entry; the connection that a request is about to use; the row, read outside any
@@ -20,6 +20,16 @@ transaction; the table of invalidations; the row's lock; the row itself; nothing
 _LONGEST_STEP_S = 60.0
 
 _here = threading.local()
+
+
+class Late(Protocol):
+    """Something that was sent, and arrives later."""
+
+    label: str
+
+    def arrive(self) -> None: ...
+
+    def get_lost(self) -> None: ...
 
 
 class Abandoned(BaseException):
@@ -64,7 +74,7 @@ class Operation:
         self.unfenced = False  # a writer whose cache node did not confirm the fence
         self.rolled_back = False
         self.does_not_wait = False  # for the answers to what it sends now
-        self.late: list[Callable[[], None]] = []  # what it has sent so, and has not arrived yet
+        self.late: list[Late] = []  # what it has sent so, and may not have arrived yet
         self._failure: BaseException | None = None
         self._may_go = threading.Semaphore(0)
         self._has_stopped = threading.Semaphore(0)

@@ -161,7 +161,6 @@ class CellcacheWorld(World):
     def __init__(self, database: Database, cache: Cache, each: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         super().__init__(database)
         self.cache = cache
-        self._broken = False
         # Nothing is to happen by the clock: limits far beyond any step, and a node that is tried again at once.
         limits = {"lease_ttl_s": 600.0, "fence_ttl_s": 6000.0}
         if cache.settings["backend"] != "cellcache.memory":
@@ -181,16 +180,14 @@ class CellcacheWorld(World):
 
     def prepare(self, scenario: Scenario) -> None:
         self._process_of.clear()
+        if "restart" in scenario.faults:
+            self.cache.fresh()
         for process in self.processes:
-            process.directory._invalidations.forget_parent()
-        anew = self.cache.fresh() if "restart" in scenario.faults else False
-        if anew or self._broken:
-            for process in self.processes:
-                process.connect()
-        self._broken = False
+            process.forget_invalidations()
+            process.connect()
 
     def warm(self, cell_uuid: str | None) -> None:
-        backend: Any = self.processes[-1].directory._backend
+        backend: Any = self.processes[-1].directory._here().backend
         backend.store_multi({self.key: encode(cell_uuid)})
 
     def operation(self, name: str, process: int, thread: int, cell_uuid: str) -> Operation:
@@ -214,17 +211,16 @@ class CellcacheWorld(World):
 
     def restart(self) -> None:
         self.cache.restart()
-        self._broken = True
 
     def deliver(self, dead: Sequence[Operation]) -> int:
         if not self.database.rows():
             return 0
         for operation, process in self._process_of.items():
             if operation in dead:
-                process.directory._invalidations.forget_parent()
+                process.forget_invalidations()
         for process in self.processes[:-1]:  # what has settled is forgotten, not delivered
-            process.directory._invalidations.flush()
-        self.processes[-1].directory._invalidations.deliver()
+            process.directory._here().invalidations.flush()
+        self.processes[-1].directory._here().invalidations.deliver()
         rows = self.database.rows()
         self.database.forget_rows()
         return rows
