@@ -21,7 +21,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, Statement
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from cellcache import mysql
 from cellcache.cell_url import parsed_cell_url
 from cellcache.database_url import demand_driver, parsed_database_url
 from cellcache.errors import CellCacheError, ConfigError, DatabaseUnavailable, InvalidValue, SchemaError
@@ -130,7 +129,7 @@ def open_engine(
     if backend == "sqlite" and ours:
         event.listen(engine, "do_connect", lambda *_: make_private(parsed))
     if backend != "postgresql":  # whose driver has errors of its own for that
-        connect = mysql.connect_within(timeout_s + 1, most_bytes) if most_bytes and backend != "sqlite" else None
+        connect = _limited_mysql(timeout_s + 1, most_bytes) if most_bytes and backend != "sqlite" else None
         _name_wrong_options(engine, url, connect)
     if backend in {"mysql", "mariadb"}:
         _limit_mysql_statements(engine, timeout_s, strict=use != "cell")
@@ -209,6 +208,12 @@ def wrong_option(url: URL, error: Exception) -> str:
     files = [(name, str(url.query[name])) for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in url.query]
     unreadable = [f"{name} = {file} cannot be read" for name, file in files if not os.access(file, os.R_OK)]
     return "; ".join([_first_line(error), *unreadable])
+
+
+def _limited_mysql(limit_s: float, most_bytes: int) -> Callable[..., Any]:
+    from cellcache.mysql import connect_within  # noqa: PLC0415 - most processes do without, and with SQLite all
+
+    return connect_within(limit_s, most_bytes)
 
 
 def _limit_mysql_statements(engine: Engine, timeout_s: float, *, strict: bool) -> None:

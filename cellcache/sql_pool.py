@@ -7,6 +7,7 @@ connections that there are count themselves: one that nobody holds any more has 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -31,6 +32,8 @@ class CountingPool(Pool):
 
     def __init__(self, creator: Any, pool_size: int, timeout: float, **options: Any) -> None:
         super().__init__(creator, **options)
+        # SQLAlchemy names a pool's logger by its module; with ours, what it says at DEBUG would be said by cellcache.
+        self.logger = logging.getLogger(f"sqlalchemy.pool.{type(self).__name__}.{self.logging_name}")
         self._size = pool_size
         self._timeout = timeout
         self._free: deque[ConnectionPoolEntry] = deque()
