@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -178,6 +179,60 @@ def test_older_connection_that_the_server_has_ended_is_closed_and_retires_the_re
     assert scene.taken() is scene.made[3]
     assert eldest.closed
     assert youngest.closed
+
+
+class Bell:
+    """Waits on the test's clock for a connection to be given back; `meanwhile` happens once."""
+
+    def __init__(self, clock: Clock, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.waited_s = 0.0
+        self._clock = clock
+        self._meanwhile = meanwhile
+
+    def wait(self, limit_s: float) -> None:
+        self.waited_s += limit_s
+        self._clock.now += limit_s
+        meanwhile, self._meanwhile = self._meanwhile, lambda: None
+        meanwhile()
+
+    def wake(self) -> None:
+        """Nobody but the test waits."""
+
+
+def bell_of(scene: Scene, meanwhile: Callable[[], object] = lambda: None) -> Bell:
+    bell: Any = Bell(scene.clock, meanwhile)
+    scene.node._pool().given_back = bell
+    return cast("Bell", bell)
+
+
+def test_token_waits_a_moment_for_an_older_connection_that_is_in_use(scene: Scene) -> None:
+    """The pool has just grown, and its eldest serve others: a lease that is not filled would stand until it ends."""
+    eldest, _middle, youngest = (scene.taken() for _ in range(3))
+    scene.node.give_back(youngest)
+    bell_of(scene, lambda: scene.node.give_back(eldest))
+    assert scene.take_older(eldest.made_at) is eldest
+    assert scene.taken() is youngest
+
+
+def test_token_does_not_wait_for_long(scene: Scene) -> None:
+    eldest, youngest = scene.taken(), scene.taken()
+    scene.node.give_back(youngest)
+    bell = bell_of(scene)
+    assert scene.take_older(eldest.made_at) is None
+    assert 0 < bell.waited_s < LIMIT_S / 100
+
+
+def test_token_waits_for_no_connection_that_is_gone_retired_or_younger(scene: Scene) -> None:
+    scene.taken()
+    scene.made.clear()  # its caller was interrupted, and has forgotten it
+    bell = bell_of(scene)
+    assert scene.take_older(scene.clock.now) is None
+    retired = scene.taken()
+    scene.fail()
+    assert scene.take_older(retired.made_at) is None
+    youngest = scene.taken()
+    assert scene.take_older(youngest.made_at - 0.01) is None
+    assert bell.waited_s == 0
 
 
 # -- generations ----------------------------------------------------------------------------------------------------
