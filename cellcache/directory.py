@@ -468,11 +468,15 @@ class CellDirectory:
         return self._here().backend.promise
 
     def _begin(self, here: DirectoryState) -> None:
-        """In a process that has made a state of its own."""
+        """In a process that has made a state of its own.
+
+        It starts no thread: where Python was not told of the fork, a new thread may wait for ever for what one of the
+        parent's held in the interpreter (seen with 3.11, where the parent's threads were busy).
+        """
         if self._closed:
             here.close()
         elif self._opened:
-            here.maintenance.start()
+            here.maintenance.leave_to_lookups()
 
 
 _open_directories: weakref.WeakSet[CellDirectory] = weakref.WeakSet()
@@ -491,7 +495,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """Begin at once where Python is told of the fork. Nothing rests on it: other children begin at their first use."""
     for directory in list(_open_directories):
-        directory._here()  # noqa: SLF001
+        directory._here().maintenance.start()  # noqa: SLF001
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

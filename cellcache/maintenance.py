@@ -1,8 +1,8 @@
 """What a directory does in the background: it delivers invalidations, reads cell mappings and agreement again.
 
 A thread does it, which no lookup and no write ever waits for. It ends with `close()`, and before a fork: a process with
-one thread can be copied whole. Where it does not run (uWSGI without `--enable-threads`, an interpreter that is never
-idle), the next lookup finds the pass overdue and makes it, once in an interval.
+one thread can be copied whole. Where it does not run (a child of a fork that Python was not told of, such as uWSGI's;
+an interpreter that is never idle), the next lookup finds the pass overdue and makes it, once in an interval.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Maintenance:
         self._thread = threading.Thread(target=self._run, args=(self._stop,), name="cellcache", daemon=True)
         self._expect_next()
         self._thread.start()
+
+    def leave_to_lookups(self) -> None:
+        """Begin without a thread: lookups find each pass overdue, and make it."""
+        self._expect_next()
 
     def stop(self, *, within_s: float | None = None) -> bool:
         """End the thread, and return whether it has ended; wait for what it is doing now.

@@ -25,7 +25,7 @@ class PerProcess(Generic[T]):
         """`begin` is called once with what a process has made, when it is the one that all its threads use."""
         self._make = make
         self._begin = begin
-        self._made: dict[int, T] = {}
+        self._made: dict[tuple[int, int], T] = {}  # by predecessor and process: a number comes round again
         self._process = 0
         self._mine: T
 
@@ -44,7 +44,7 @@ class PerProcess(Generic[T]):
     def _of_this_process(self) -> T:
         process = getpid()
         ours = self._make()
-        mine = self._made.setdefault(process, ours)
+        mine = self._made.setdefault((self._process, process), ours)
         if mine is ours and self._begin is not None:
             self._begin(mine)
         self._mine = mine

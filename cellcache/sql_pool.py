@@ -7,6 +7,7 @@ connections that there are count themselves: one that nobody holds any more has 
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -65,7 +66,7 @@ class CountingPool(Pool):
         return f"{len(self._places)} of {self._size} connections, {len(self._free)} of them idle"
 
     def _do_get(self) -> ConnectionPoolEntry:
-        deadline = time.monotonic() + self._timeout
+        deadline, collected = time.monotonic() + self._timeout, False
         while True:
             with suppress(IndexError):
                 return self._free.pop()
@@ -78,9 +79,13 @@ class CountingPool(Pool):
                 self._place_of[record] = place
                 return record
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if left_s <= 0 and not collected:
+                gc.collect()  # of an interrupted caller a connection may be left that holds itself, in a circle
+                collected = True
+            elif left_s <= 0:
                 raise PoolTimeout(f"all {self._size} pooled connections stayed busy for {self._timeout:g} s")
-            self._wait(min(left_s, _LOOK_AGAIN_S))
+            else:
+                self._wait(min(left_s, _LOOK_AGAIN_S))
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         self._free.append(record)
