@@ -71,12 +71,13 @@ class Maintenance:
         if thread.is_alive():
             return False
         self._thread = None
-        _wait_until_gone(thread)
         return True
 
     def stop_for_fork(self) -> None:
         """End the thread within a second, or leave it running: a fork does not wait for a database."""
-        self.stop(within_s=_FORK_WAITS_S)
+        thread = self._thread
+        if self.stop(within_s=_FORK_WAITS_S) and thread is not None:
+            _wait_until_gone(thread)
 
     def catch_up(self) -> None:
         """Make the pass that is overdue, in a lookup. Blocks for as long as its few statements take.

@@ -208,14 +208,15 @@ def check(world: World, prefix: str, keys: Sequence[str], sent: Sequence[Sent], 
     witness = new_key()
     backend.store_multi({witness: b"right"})
     node: Any = getattr(backend, "_nodes", [getattr(backend, "_node", None)])[0]
-    connection = node._local.connection
+    connections = list(node._pool().free)
+    assert len(connections) == 1
     flushes = world.flushes()
     try:
         for one in sent:
             errors = backend.errors
             CALLS[one.call](backend, region, keys, one)
             assert backend.lookup(witness) == b"right", "the next request has the answer to another"
-            assert node._local.connection is connection, "the connection had to be given up"
+            assert list(node._pool().free) == connections, "the connection had to be given up"
             assert len(one.value) > largest or backend.errors == errors
             assert world.canary() == b"stands"
             assert world.flushes() == flushes
