@@ -62,7 +62,8 @@ def test_every_worker_names_the_right_cell(site: Site, tmp_path: Path, name: str
         answers = list(clients.map(ask, (37 * n % (INSTANCES - 100) for n in range(REQUESTS))))
     assert sum(answer["wrong"] for answer in answers) == 0
     assert [failure for answer in answers for failure in answer["failures"]] == []
-    assert "gevent" in name or len({answer["process"] for answer in answers}) > 1  # one of its workers may do it all
+    if name in {"uWSGI as it comes", "gunicorn, loaded before"}:  # of others one worker may have begun before the rest
+        assert len({answer["process"] for answer in answers}) > 1
     found = site.open().resolve_cells(placed)
     assert {key: cell.uuid for key, cell in found.items()} == placed
 

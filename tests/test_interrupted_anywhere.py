@@ -174,8 +174,11 @@ def _judge(site: Site, directory: CellDirectory, other: CellDirectory, key: str,
         directory.map_instance(key, HERE, PROJECT)
     elif now != HERE:
         directory.move_instance(key, HERE)
-    directory.deliver_invalidations()
-    assert directory.waiting_invalidations().count == 0, where
+    for _ in range(5):  # another row may come due after the delivery: its writer was interrupted ten seconds ago
+        directory.deliver_invalidations()
+        if not directory.waiting_invalidations().count:
+            return
+    pytest.fail(f"invalidations wait on: {where}")
 
 
 def _cell_of(directory: CellDirectory, key: str) -> str | None:
