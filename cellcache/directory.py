@@ -44,7 +44,7 @@ from cellcache.foreign import shown
 from cellcache.invalidations import Delivery
 from cellcache.model import CellMapping, InstanceMapping, canonical_uuid, canonical_uuids
 from cellcache.per_process import PerProcess
-from cellcache.protocol import NodeStatus
+from cellcache.protocol import CoherentBackend, NodeStatus
 from cellcache.purge import Progress, PruneReport
 from cellcache.region import demand_support
 from cellcache.rows import batches
@@ -89,7 +89,7 @@ class CellDirectory:
         directory = cls(source if isinstance(source, Settings) else Settings.load(source))
         here = directory._here()
         try:
-            demand_support(here.backend)
+            demand_support(directory._backend)
         except BaseException:
             directory.close()
             raise
@@ -453,7 +453,7 @@ class CellDirectory:
 
     def check_cache(self) -> list[NodeStatus]:
         """Reach every cache node, past any circuit breaker. Blocks for at most the time limit per node."""
-        return self._here().backend.check()
+        return self._backend.check()
 
     def deployment(self) -> str:
         """Return the identity that signed entries of this deployment are for; it is written where there is none yet.
@@ -465,7 +465,11 @@ class CellDirectory:
     @property
     def promise(self) -> str:
         """How fresh an answer is, in one line."""
-        return self._here().backend.promise
+        return self._backend.promise
+
+    @property
+    def _backend(self) -> CoherentBackend:
+        return self._here().backend
 
     def _begin(self, here: DirectoryState) -> None:
         """In a process that has made a state of its own.
