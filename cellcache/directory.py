@@ -121,7 +121,7 @@ class CellDirectory:
         One cache round trip on a hit. Raises InvalidUUID, InstanceNotMapped, MappedCellNotFound, and, for what is not
         in the cache, DatabaseUnavailable. Never answers with what was true before a write that has returned.
         """
-        began, here = monotonic(), self._states.latest()
+        began, here = monotonic(), self._states.latest
         try:
             held = here.held(instance_uuid)
         except TypeError:  # not hashable, so no UUID either

@@ -27,14 +27,11 @@ class PerProcess(Generic[T]):
         self._begin = begin
         self._made: dict[tuple[int, int], T] = {}  # by predecessor and process: a number comes round again
         self._process = 0
-        self._mine: T
+        self.latest: T
+        """The same without asking whose it is: for what a child may read of its parent's."""
 
     def get(self) -> T:
-        return self._mine if self._process == getpid() else self._of_this_process()
-
-    def latest(self) -> T:
-        """Return the same without asking whose it is: for what a child may read of its parent's."""
-        return self._mine
+        return self.latest if self._process == getpid() else self._of_this_process()
 
     def of_parents(self) -> Iterator[T]:
         """Yield what its parents had made when each was left, as it was at that moment."""
@@ -47,6 +44,6 @@ class PerProcess(Generic[T]):
         mine = self._made.setdefault((self._process, process), ours)
         if mine is ours and self._begin is not None:
             self._begin(mine)
-        self._mine = mine
+        self.latest = mine
         self._process = process  # last: whoever sees it finds the rest
         return mine
