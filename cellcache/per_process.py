@@ -39,9 +39,11 @@ class PerProcess(Generic[T]):
         return (made for made in list(self._made.values()) if made is not mine)
 
     def _of_this_process(self) -> T:
-        process = getpid()
+        predecessor, process = self._process, getpid()
+        if predecessor == process:  # another thread has come in between
+            return self.latest
         ours = self._make()
-        mine = self._made.setdefault((self._process, process), ours)
+        mine = self._made.setdefault((predecessor, process), ours)
         if mine is ours and self._begin is not None:
             self._begin(mine)
         self.latest = mine
