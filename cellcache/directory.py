@@ -493,7 +493,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     for directory in list(_open_directories):
-        directory._here().maintenance.start()  # noqa: SLF001
+        directory._here().maintenance.go_on_after_fork()  # noqa: SLF001
 
 
 def _after_fork_in_child() -> None:

@@ -38,6 +38,7 @@ class Maintenance:
         self._refresh_s = refresh_s
         self._stop = Event()
         self._thread: threading.Thread | None = None
+        self._ran_before_fork = False
         self._failing = False
         now = time.monotonic()
         self._deliver_at, self._refresh_at = now + _until_next_pass_s(), now + refresh_s
@@ -76,8 +77,16 @@ class Maintenance:
     def stop_for_fork(self) -> None:
         """End the thread within a second, or leave it running: a fork does not wait for a database."""
         thread = self._thread
+        self._ran_before_fork = thread is not None
         if self.stop(within_s=_FORK_WAITS_S) and thread is not None:
             _wait_until_gone(thread)
+
+    def go_on_after_fork(self) -> None:
+        """In the parent: start the thread again if there was one. A child of an untold fork may be a parent, too."""
+        if self._ran_before_fork:
+            self.start()
+        else:
+            self.leave_to_lookups()
 
     def catch_up(self) -> None:
         """Make the pass that is overdue, in a lookup. Blocks for as long as its few statements take.

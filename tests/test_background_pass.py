@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellcache import CellDirectory, maintenance
+from tests.children import fork_in_c, in_child
 from tests.directories import HERE, Site, new_uuids, open_site
 
 PATIENCE_S = 30.0
@@ -106,6 +107,26 @@ def test_lookups_leave_it_to_the_thread_where_that_runs(site: Site, monkeypatch:
     for _ in range(3):
         assert deliveries.acquire(timeout=PATIENCE_S)
     assert directory.stats().passes_by_lookups == 0
+
+
+@pytest.mark.needs("mariadb")
+def test_child_of_an_untold_fork_starts_no_thread_nor_does_it_when_it_forks_itself(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with open_site(request, tmp_path, "fakeredis", "mariadb") as site:
+        directory, key = site.open(), new_uuids(1)[0]
+        directory.map_instance(key, HERE, "project")
+
+        def who_has_a_thread() -> bool:
+            assert directory.resolve_cell(key).uuid == HERE
+            return directory._here().maintenance._thread is not None
+
+        def work() -> list[bool]:
+            before = who_has_a_thread()
+            return [before, in_child(who_has_a_thread, watched=False), who_has_a_thread()]
+
+        assert in_child(work, fork=fork_in_c) == [False, True, False]  # Python has told the grandchild
+        assert who_has_a_thread()
 
 
 FORKS = """
