@@ -31,11 +31,10 @@ def _check_database_url(text: str) -> None:
     url = parsed_database_url(text)
     verifying_url(url)
     if url.get_backend_name() == "sqlite":
-        if url.database in {None, "", ":memory:"} or url.query.get("mode") == "memory":
-            raise ValueError("an SQLite database in memory is gone with its connection: name a file, sqlite:///path")
-    elif "@" in f"{url.host}{url.database}":
+        return
+    if "@" in f"{url.host}{url.database}":
         raise ValueError(f"has more than one '@'; {ESCAPE}")
-    elif not url.database:
+    if not url.database:
         raise ValueError("names no database: write driver://user:password@host:port/database")
 
 

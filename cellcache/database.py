@@ -28,7 +28,7 @@ from cellcache.foreign import printable
 from cellcache.kept_connections import close_what_is_in_a_transaction, drop_those_to_who_refuses
 from cellcache.masking import mask_url, sounds_secret
 from cellcache.sql_pool import CountingPool
-from cellcache.sqlite_file import make_private
+from cellcache.sqlite_file import make_private, sqlite_file
 from cellcache.sqlite_forks import keep_closed_across_forks
 from cellcache.texts import LONGEST_URL, demand_text
 from cellcache.tls import verifying_url
@@ -123,8 +123,8 @@ def open_engine(
         if isinstance(error, InvalidValue):
             raise
         raise ConfigError(f"database URL {mask_url(url)} cannot be used: {_first_line(error)}") from error
-    if backend == "sqlite" and parsed.database not in {None, "", ":memory:"}:
-        keep_closed_across_forks(engine, str(parsed.database))
+    if backend == "sqlite":
+        keep_closed_across_forks(engine, sqlite_file(parsed))
     _forget_values(engine)
     if backend == "sqlite" and ours:
         event.listen(engine, "do_connect", lambda *_: make_private(parsed))

@@ -41,6 +41,12 @@ def parsed_database_url(text: str) -> URL:
         raise ValueError("must begin with " + ", ".join(f"{driver}://" for driver in DRIVERS))
     if url.port is not None and not 1 <= url.port <= 65535:
         raise ValueError("must have a port from 1 to 65535, or none")
+    if url.get_backend_name() == "sqlite" and (
+        url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
+    ):
+        raise ValueError(
+            "is an SQLite database in memory, which is gone with its connection: name a file, sqlite:///path"
+        )
     demand_host(url.host or "")
     if "local_infile" in url.query:
         raise ValueError(

@@ -40,8 +40,7 @@ _processes = PerProcess(_Process)
 
 
 def keep_closed_across_forks(engine: Engine, path: str) -> None:
-    """Have the engine of this file take part."""
-    path = os.path.realpath(path)
+    """Have the engine of this file take part; `path` is its real path."""
     _processes.get().engines.add(engine)
 
     @event.listens_for(engine, "do_connect")

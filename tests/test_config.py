@@ -702,9 +702,9 @@ def test_a_database_url_of_a_supported_driver_is_taken_as_it_is(url: str) -> Non
             "'mysql+pymysql://***': has more than one '@'; in a user name or password, write",
         ),
         ("mysql+pymysql://u:p@h", "'mysql+pymysql://***': names no database"),
-        ("sqlite://", "'sqlite://***': an SQLite database in memory is gone with its connection"),
-        ("sqlite:///:memory:", "'sqlite://***': an SQLite database in memory"),
-        ("sqlite:///file:x?mode=memory&uri=true", "'sqlite://***': an SQLite database in memory"),
+        ("sqlite://", "'sqlite://***': is an SQLite database in memory, which is gone with its connection"),
+        ("sqlite:///:memory:", "'sqlite://***': is an SQLite database in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "'sqlite://***': is an SQLite database in memory"),
         (5, "'***': must be a valid string"),
     ],
 )
